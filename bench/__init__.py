@@ -1,0 +1,1 @@
+"""Measurements: they write JSON; plots are a separate step."""

@@ -1,0 +1,1 @@
+"""From engine files to a Triton model repository."""

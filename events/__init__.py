@@ -1,0 +1,1 @@
+"""What goes in: events, their files and their simulation."""

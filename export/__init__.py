@@ -1,0 +1,1 @@
+"""From torch modules to engine files, each behind its parity gate."""

@@ -1,0 +1,1 @@
+"""A running tritonserver, and the client that talks to it."""

@@ -1,0 +1,211 @@
+"""The tensors that cross a stage boundary, specified once.
+
+Everything that names a tensor, a dtype or a shape (the checks at stage entry, the ONNX inputs and outputs,
+the server's model configurations, the client, the documentation) derives it from here. NumPy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+CONTRACT_VERSION = 1
+"""Raised whenever a tensor's name, dtype, shape or meaning changes."""
+
+NO_TRACK = -1
+"""The label of a hit that is on no track."""
+
+MIN_TRACK_HITS = 3
+"""Groups of fewer hits than this are no tracks: a helix through the beam line needs three points."""
+
+
+class ContractError(ValueError):
+    """An input that breaks the contract; the message names the tensor and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One tensor of the contract.
+
+    Attributes
+    ----------
+    name
+        Name on the wire.
+    dtype
+        NumPy dtype.
+    dims
+        One entry an axis: a fixed size, or the name of a size (``n_hits``, ``n_columns``, ``n_edges``, ``d``).
+    unit
+        Unit of the values; "1" where they have none.
+    meaning
+        One sentence.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    dims: tuple[int | str, ...]
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One of the five stages.
+
+    Attributes
+    ----------
+    name
+        Name of the stage.
+    inputs, outputs
+        The tensors that the stage takes and gives.
+    engine
+        What the stage's network alone gives; empty for a stage without a network. Where it differs from
+        ``outputs``, a step outside the network follows it.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    engine: tuple[TensorSpec, ...] = ()
+
+
+HITS = TensorSpec(
+    name="HITS",
+    dtype=np.dtype(np.float32),
+    dims=("n_hits", "n_columns"),
+    unit="mm",
+    meaning="x, y, z of each hit in the global frame; the model card names the columns",
+)
+EMBEDDING = TensorSpec(
+    name="EMBEDDING",
+    dtype=np.dtype(np.float32),
+    dims=("n_hits", "d"),
+    unit="1",
+    meaning="learned space in which neighbours tend to be consecutive hits of one particle",
+)
+# INT32 halves the largest tensor of the chain against INT64 (25 MB instead of 50 MB at pile-up 200), and
+# no event comes near 2^31 hits.
+EDGE_INDEX = TensorSpec(
+    name="EDGE_INDEX",
+    dtype=np.dtype(np.int32),
+    dims=(2, "n_edges"),
+    unit="1",
+    meaning="candidate pairs of hits: inner hit first, each pair once, sorted by (inner, outer) index",
+)
+PAIR_SCORE = TensorSpec(
+    name="PAIR_SCORE",
+    dtype=np.dtype(np.float32),
+    dims=("n_edges",),
+    unit="1",
+    meaning="the filter network's probability that a pair is on one particle",
+)
+EDGE_SCORE = TensorSpec(
+    name="EDGE_SCORE",
+    dtype=np.dtype(np.float32),
+    dims=("n_edges",),
+    unit="1",
+    meaning="the GNN's probability that a pair is consecutive (or one lost hit apart) on one particle",
+)
+TRACK_LABEL = TensorSpec(
+    name="TRACK_LABEL",
+    dtype=np.dtype(np.int64),
+    dims=("n_hits",),
+    unit="1",
+    meaning="track number of each hit, counted from 0 by each track's first hit; -1 where a hit is on no track",
+)
+
+EMBEDDING_STAGE = StageSpec(name="embedding", inputs=(HITS,), engine=(EMBEDDING,), outputs=(EMBEDDING,))
+GRAPH_STAGE = StageSpec(name="graph", inputs=(HITS, EMBEDDING), outputs=(EDGE_INDEX,))
+FILTER_STAGE = StageSpec(
+    name="filter", inputs=(HITS, EDGE_INDEX), engine=(PAIR_SCORE,), outputs=(EDGE_INDEX,)
+)
+GNN_STAGE = StageSpec(name="gnn", inputs=(HITS, EDGE_INDEX), engine=(EDGE_SCORE,), outputs=(EDGE_SCORE,))
+LABELLING_STAGE = StageSpec(name="labelling", inputs=(HITS, EDGE_INDEX, EDGE_SCORE), outputs=(TRACK_LABEL,))
+
+STAGES = (EMBEDDING_STAGE, GRAPH_STAGE, FILTER_STAGE, GNN_STAGE, LABELLING_STAGE)
+"""The chain, in order."""
+
+
+def check_tensor(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Check one array against its specification.
+
+    Parameters
+    ----------
+    array
+        The array.
+    spec
+        Its specification.
+    sizes
+        Sizes that are already known, by name; a dimension of that name must have that size.
+
+    Returns
+    -------
+    dict
+        ``sizes`` with the sizes that this array adds.
+
+    Raises
+    ------
+    ContractError
+        On a wrong dtype, number of axes or size.
+    """
+    wanted = f"{spec.dtype} [{', '.join(str(d) for d in spec.dims)}]"
+    if array.dtype != spec.dtype:
+        raise ContractError(f"{spec.name}: dtype is {array.dtype}, the contract wants {wanted}")
+    if array.ndim != len(spec.dims):
+        raise ContractError(f"{spec.name}: shape is {list(array.shape)}, the contract wants {wanted}")
+    known = dict(sizes)
+    for axis, (dim, size) in enumerate(zip(spec.dims, array.shape, strict=True)):
+        expected = dim if isinstance(dim, int) else known.setdefault(dim, size)
+        if size != expected:
+            name = f" ({dim})" if isinstance(dim, str) else ""
+            raise ContractError(
+                f"{spec.name}: axis {axis}{name} is {size} long, {expected} wanted; the contract says {wanted}"
+            )
+    return known
+
+
+def check_hits(hits: NDArray[Any], *, n_columns: int, max_hits: int) -> None:
+    """Check what a client sent: dtype, shape, number of hits and finite values.
+
+    Parameters
+    ----------
+    hits
+        HITS as received.
+    n_columns
+        Columns that the model wants.
+    max_hits
+        The model's limit.
+
+    Raises
+    ------
+    ContractError
+        Names the limit and the count, or the rows that are not finite (the first ten of them).
+    """
+    check_tensor(hits, HITS, {"n_columns": n_columns})
+    if hits.shape[0] > max_hits:
+        raise ContractError(f"HITS: {hits.shape[0]} hits, the model's limit max_hits is {max_hits}")
+    bad = np.flatnonzero(~np.isfinite(hits).all(axis=1))
+    if bad.size:
+        rows = ", ".join(str(row) for row in bad[:10]) + (", ..." if bad.size > 10 else "")
+        raise ContractError(f"HITS: {bad.size} of {hits.shape[0]} rows hold NaN or infinity: rows {rows}")
+
+
+def check_edges(n_edges: int, *, max_edges: int, stage: str) -> None:
+    """Refuse more edges than the model's limit.
+
+    Raises
+    ------
+    ContractError
+        Names the stage, the limit and the count.
+    """
+    if n_edges > max_edges:
+        raise ContractError(
+            f"EDGE_INDEX: {stage} gives {n_edges} edges, the model's limit max_edges is {max_edges}"
+        )
