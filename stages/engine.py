@@ -1,0 +1,51 @@
+"""Run an engine file: what a stage's network was exported to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import onnxruntime
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tritrack.stages.contract import StageSpec
+
+
+class Engine(Protocol):
+    """A network that runs: the stage's inputs in the contract's order -> its output."""
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the network once."""
+
+
+class OnnxEngine:
+    """An ONNX file in ONNX Runtime on the CPU.
+
+    Parameters
+    ----------
+    path
+        The file.
+    spec
+        The stage, which names its inputs and output.
+    threads
+        Threads of the session.
+    """
+
+    def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # The arena keeps the largest buffer of every shape it ever saw; events differ in shape.
+        options.enable_cpu_mem_arena = False
+        self._inputs = [tensor.name for tensor in spec.inputs]
+        self._session = onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the network once."""
+        output: NDArray[np.float32] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))[0]
+        return output

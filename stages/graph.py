@@ -1,0 +1,220 @@
+"""Graph building: candidate pairs of hits that lie close in the learned space.
+
+The searches give each pair once, as positions in the event; :func:`orient_pairs` puts them in the
+contract's order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import faiss
+import numba
+import numpy as np
+
+from tritrack.stages.contract import check_edges
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+N_AXES = 3
+"""Principal axes of the cells: the learned space is nearly flat, so three hold most of its spread."""
+
+MAX_CELLS = 1 << 20
+"""Cells along one axis: three axes still fit an int64."""
+
+FLAT_SEARCH_HITS = 20_000
+"""Up to this many hits FAISS compares all of them; above, it looks into the nearest of its lists."""
+
+
+def radius_graph(
+    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float, max_edges: int
+) -> NDArray[np.int32]:
+    """Return every pair of hits within a radius of each other in the learned space.
+
+    Hits are sorted into cells of the radius along the first three principal axes of the embedding, and
+    only neighbouring cells are compared, in all dimensions. A projection never lengthens a distance, so
+    no pair is missed.
+
+    Parameters
+    ----------
+    hits
+        float32 [n_hits, 3], x, y, z in mm.
+    embedding
+        float32 [n_hits, d].
+    radius
+        Euclidean distance in the learned space.
+    max_edges
+        The model's limit.
+
+    Returns
+    -------
+    ndarray
+        EDGE_INDEX, int32 [2, n_edges].
+
+    Raises
+    ------
+    ContractError
+        Where there are more than ``max_edges`` pairs; found by counting, before they are stored.
+    """
+    if hits.shape[0] < 2:
+        return np.empty((2, 0), dtype=np.int32)
+    cells, shape = _cells(embedding, radius=radius)
+    keys = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
+    by_cell = np.argsort(keys, kind="stable")
+    keys = keys[by_cell]
+    points = np.ascontiguousarray(embedding[by_cell].T)
+    first, last = _search_ranges(keys, shape)
+    squared = np.float32(radius) * np.float32(radius)
+    counts = _count_pairs(points, first, last, squared)
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    check_edges(int(starts[-1]), max_edges=max_edges, stage="graph")
+    pairs = np.empty((2, starts[-1]), dtype=np.int32)
+    _fill_pairs(points, first, last, squared, starts, by_cell.astype(np.int32), pairs)
+    return orient_pairs(hits, pairs)
+
+
+def knn_graph(
+    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, k: int, radius: float, max_edges: int
+) -> NDArray[np.int32]:
+    """Return the pairs of each hit with its k nearest neighbours within a radius, by FAISS.
+
+    Parameters
+    ----------
+    hits, embedding, radius, max_edges
+        As in :func:`radius_graph`.
+    k
+        Neighbours of a hit. A pair is kept where either hit is among the other's nearest.
+
+    Returns
+    -------
+    ndarray
+        EDGE_INDEX, int32 [2, n_edges].
+
+    Raises
+    ------
+    ContractError
+        Where there are more than ``max_edges`` pairs.
+    """
+    n_hits, dim = embedding.shape
+    if n_hits < 2:
+        return np.empty((2, 0), dtype=np.int32)
+    index: faiss.Index = faiss.IndexFlatL2(dim)
+    if n_hits > FLAT_SEARCH_HITS:
+        n_lists = int(np.sqrt(n_hits)) * 3
+        index = faiss.IndexIVFFlat(index, dim, n_lists)
+        index.nprobe = 16
+        index.train(embedding)
+    index.add(embedding)
+    squared, neighbours = index.search(embedding, min(k + 1, n_hits))
+    hit = np.repeat(np.arange(n_hits, dtype=np.int64), neighbours.shape[1])
+    neighbour = neighbours.ravel()
+    # FAISS fills with -1 where its lists hold fewer than k.
+    keep = (squared.ravel() <= np.float32(radius) ** 2) & (neighbour >= 0) & (neighbour != hit)
+    low, high = np.minimum(hit, neighbour)[keep], np.maximum(hit, neighbour)[keep]
+    unique = np.unique(low * n_hits + high)
+    check_edges(unique.size, max_edges=max_edges, stage="graph")
+    return orient_pairs(hits, np.stack([unique // n_hits, unique % n_hits]).astype(np.int32))
+
+
+def orient_pairs(hits: NDArray[np.float32], pairs: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Put pairs in the contract's order: inner hit first, sorted by (inner, outer) index.
+
+    Inner is the hit at the smaller distance from the origin; ties go to the lower index.
+    """
+    n_hits = hits.shape[0]
+    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    rank = np.empty(n_hits, dtype=np.int64)
+    rank[np.argsort(distance, kind="stable")] = np.arange(n_hits)
+    a, b = pairs.astype(np.int64)
+    swap = rank[a] > rank[b]
+    keys = np.where(swap, b, a) * n_hits + np.where(swap, a, b)
+    keys.sort()
+    return np.stack(np.divmod(keys, max(n_hits, 1))).astype(np.int32)
+
+
+def _cells(embedding: NDArray[np.float32], *, radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the cell of each hit along the principal axes, int64 [n_hits, 3], and the cells per axis."""
+    centred = embedding.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    along = centred @ axes[:, ::-1][:, :N_AXES]
+    along -= along.min(axis=0)
+    # A hair over the radius: rounding in the projection must not push a neighbour two cells away. Larger
+    # cells only cost time; they keep the number of cells countable when a few hits lie far away.
+    size = np.maximum(radius * 1.0001, along.max(axis=0) / MAX_CELLS)
+    cells = np.floor(along / size).astype(np.int64)
+    if cells.shape[1] < N_AXES:
+        cells = np.pad(cells, ((0, 0), (0, N_AXES - cells.shape[1])))
+    return cells, cells.max(axis=0) + 1
+
+
+def _search_ranges(
+    keys: NDArray[np.int64], shape: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the sorted positions that each hit is compared with, as ranges int64 [5, n_hits].
+
+    Along the last axis three neighbouring cells are one contiguous range. Of the nine such columns a
+    pair of cells is visited from one side only: the own column from the hit onwards, and four others.
+    """
+    n_hits = keys.size
+    last_cell = keys % shape[2]
+    column = keys // shape[2]
+    x, y = column // shape[1], column % shape[1]
+    first = np.empty((5, n_hits), dtype=np.int64)
+    last = np.empty((5, n_hits), dtype=np.int64)
+    low, high = np.maximum(last_cell - 1, 0), np.minimum(last_cell + 1, shape[2] - 1)
+    for row, (dx, dy) in enumerate([(0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]):
+        inside = (x + dx < shape[0]) & (y + dy >= 0) & (y + dy < shape[1])
+        base = ((x + dx) * shape[1] + y + dy) * shape[2]
+        first[row] = np.where(inside, np.searchsorted(keys, base + low, side="left"), 0)
+        last[row] = np.where(inside, np.searchsorted(keys, base + high, side="right"), 0)
+    first[0] = np.arange(1, n_hits + 1)
+    return first, last
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _count_pairs(
+    points: NDArray[np.float32], first: NDArray[np.int64], last: NDArray[np.int64], squared: np.float32
+) -> NDArray[np.int64]:
+    dim, n_hits = points.shape
+    counts = np.zeros(n_hits, dtype=np.int64)
+    for i in numba.prange(n_hits):
+        count = 0
+        for row in range(first.shape[0]):
+            for j in range(first[row, i], last[row, i]):
+                distance = np.float32(0.0)
+                for axis in range(dim):
+                    difference = points[axis, i] - points[axis, j]
+                    distance += difference * difference
+                if distance <= squared:
+                    count += 1
+        counts[i] = count
+    return counts
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _fill_pairs(
+    points: NDArray[np.float32],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    squared: np.float32,
+    starts: NDArray[np.int64],
+    hit: NDArray[np.int32],
+    pairs: NDArray[np.int32],
+) -> None:
+    dim, n_hits = points.shape
+    for i in numba.prange(n_hits):
+        at = starts[i]
+        if at == starts[i + 1]:
+            continue
+        for row in range(first.shape[0]):
+            for j in range(first[row, i], last[row, i]):
+                distance = np.float32(0.0)
+                for axis in range(dim):
+                    difference = points[axis, i] - points[axis, j]
+                    distance += difference * difference
+                if distance <= squared:
+                    pairs[0, at] = hit[i]
+                    pairs[1, at] = hit[j]
+                    at += 1
