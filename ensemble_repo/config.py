@@ -1,0 +1,120 @@
+"""Triton model configurations, built as protobuf messages from the contract and the model card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2 as triton
+from tritonclient.utils import np_to_triton_dtype
+
+from tritrack.ensemble_repo.plan import ENSEMBLE, plan_steps
+from tritrack.stages.contract import HITS, TRACK_LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tritrack.ensemble_repo.plan import DeviceKind, ServerKind, Step
+    from tritrack.stages.card import ModelCard
+    from tritrack.stages.contract import TensorSpec
+
+
+def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, threads: int) -> dict[str, Any]:
+    """Build the configuration of every model of the repository.
+
+    Parameters
+    ----------
+    card
+        Card of the weights; fixes the sizes that the contract leaves to the model.
+    server
+        Kind of server that will load the repository.
+    device
+        Where the steps run.
+    threads
+        Threads of each step.
+
+    Returns
+    -------
+    dict
+        ``ModelConfig`` messages by model name: the steps in order, then the ensemble.
+    """
+    steps = plan_steps(server)
+    configs = {step.name: _step_config(step, card, device, threads) for step in steps}
+    configs[ENSEMBLE] = _ensemble_config(steps, card)
+    return configs
+
+
+def config_text(config: Any) -> str:
+    """Write a ``ModelConfig`` as ``config.pbtxt``.
+
+    The text writer leaves out zeros, but tensors without rows pass through Triton only where
+    ``max_batch_size: 0`` is written out.
+    """
+    if config.max_batch_size != 0:
+        raise ValueError(f"{config.name}: max_batch_size is {config.max_batch_size}, it must be 0")
+    text: str = text_format.MessageToString(config)
+    return "max_batch_size: 0\n" + text
+
+
+def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) -> Any:
+    config = triton.ModelConfig(
+        name=step.name,
+        backend=step.backend,
+        input=_tensors(triton.ModelInput, step.inputs, card),
+        output=_tensors(triton.ModelOutput, step.outputs, card),
+        instance_group=[triton.ModelInstanceGroup(count=1, kind=f"KIND_{device.upper()}")],
+    )
+    if step.backend == "python":
+        _set_parameters(config, _identity(card) | {"threads": str(threads)})
+        if device == "gpu":
+            _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
+    else:
+        config.default_model_filename = step.files[0]
+        _set_parameters(config, {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"})
+    return config
+
+
+def _ensemble_config(steps: tuple[Step, ...], card: ModelCard) -> Any:
+    """Wire the steps: each takes the latest tensor of a name, and a name that is taken gets the step's prefix."""
+    config = triton.ModelConfig(
+        name=ENSEMBLE,
+        platform="ensemble",
+        input=_tensors(triton.ModelInput, [HITS], card),
+        output=_tensors(triton.ModelOutput, [TRACK_LABEL], card),
+    )
+    latest = {HITS.name: HITS.name}
+    for step in steps:
+        inputs = {spec.name: latest[spec.name] for spec in step.inputs}
+        outputs = {
+            spec.name: f"{step.name}_{spec.name}" if spec.name in latest else spec.name
+            for spec in step.outputs
+        }
+        latest |= outputs
+        config.ensemble_scheduling.step.add(
+            model_name=step.name, model_version=-1, input_map=inputs, output_map=outputs
+        )
+    limits = {"max_hits": str(card.limits.max_hits), "max_edges": str(card.limits.max_edges)}
+    _set_parameters(config, _identity(card) | limits)
+    return config
+
+
+def _tensors(message: Any, specs: Iterable[TensorSpec], card: ModelCard) -> list[Any]:
+    fixed = {"n_columns": len(card.columns), "d": card.networks.embedding_dim}
+    return [
+        message(
+            name=spec.name,
+            data_type=f"TYPE_{np_to_triton_dtype(spec.dtype)}",
+            dims=[dim if isinstance(dim, int) else fixed.get(dim, -1) for dim in spec.dims],
+        )
+        for spec in specs
+    ]
+
+
+def _identity(card: ModelCard) -> dict[str, str]:
+    """Return what tells a client which model it speaks to."""
+    return {"contract_version": str(card.contract_version), "card_name": card.name, "card_sha256": card.hash}
+
+
+def _set_parameters(config: Any, values: dict[str, str]) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = value

@@ -1,0 +1,64 @@
+"""The adapter between Triton's Python backend and a step; it is copied into every Python step's folder."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from tritrack.ensemble_repo.steps import load_step
+from tritrack.stages.contract import ContractError
+
+
+class TritonPythonModel:
+    """One step of the chain; Triton looks for this name."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the step that the folder's name says."""
+        # The Python backend of Triton 24.10 misreads the arrays of NumPy 2 and hands on empty outputs.
+        probe = np.arange(1, 4)
+        tensor = pb_utils.Tensor.from_dlpack("PROBE", pb_utils.Tensor("PROBE", probe))
+        if not np.array_equal(tensor.as_numpy(), probe):
+            raise pb_utils.TritonModelException(
+                f"this server's Python backend cannot read arrays of NumPy {np.__version__}: install numpy<2"
+            )
+        threads = json.loads(args["model_config"])["parameters"]["threads"]["string_value"]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.name = args["model_name"]
+        self.step = load_step(self.name, folder, threads=int(threads))
+        pb_utils.Logger.log_info(f"{self.name}: loaded from {folder}, {threads} threads")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; one that fails does not fail the others."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        if request.is_cancelled():
+            return _refusal(f"{self.name}: the client gave up", pb_utils.TritonError.CANCELLED)
+        try:
+            outputs = self.step({tensor.name(): _array(tensor) for tensor in request.inputs()})
+        except ContractError as error:
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # noqa: BLE001 (a request that fails must not take the others along)
+            pb_utils.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
+            return _refusal(
+                f"{self.name} failed: {type(error).__name__}: {error}; the server's log has more",
+                pb_utils.TritonError.INTERNAL,
+            )
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+
+def _array(tensor: Any) -> Any:
+    if tensor.is_cpu():
+        return tensor.as_numpy()
+    from torch.utils.dlpack import from_dlpack  # only where the server has a GPU
+
+    return from_dlpack(tensor.to_dlpack()).cpu().numpy()
+
+
+def _refusal(sentence: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(sentence, code))

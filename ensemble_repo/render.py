@@ -1,0 +1,77 @@
+"""Engines -> a Triton model repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritrack.ensemble_repo.config import config_text, model_configs
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, ENSEMBLE, plan_steps
+from tritrack.stages.card import read_card
+
+if TYPE_CHECKING:
+    from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
+
+VERSION = "1"
+"""Triton's version of every model: a repository holds one set of weights."""
+
+CONFIG_FILE = "config.pbtxt"
+
+
+class RepositoryError(ValueError):
+    """A model repository that cannot be written; the message says where and why."""
+
+
+def render_repository(
+    *, engines: Path, out: Path, server: ServerKind, device: DeviceKind, threads: int
+) -> None:
+    """Write the model repository that serves a folder of engines.
+
+    Parameters
+    ----------
+    engines
+        Folder with ``card.json`` and the engine files.
+    out
+        Folder to write; an earlier repository there is replaced, anything else is left alone.
+    server
+        "embedded": every step runs in the Python backend. "container": the networks run in Triton's own
+        backends.
+    device
+        "cpu" or "gpu".
+    threads
+        Threads of each step, at least 1.
+
+    Raises
+    ------
+    CardError
+        Where ``engines`` holds no usable card.
+    RepositoryError
+        Where an engine is missing, ``out`` holds something else, or ``threads`` is no count.
+    """
+    if threads < 1:
+        raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
+    card = read_card(engines)
+    if out.exists() and not (out.is_dir() and (_is_repository(out) or not any(out.iterdir()))):
+        raise RepositoryError(f"{out}: holds something that is no model repository; name another folder")
+    # Written beside the target and moved, so that a failure leaves no half of a repository.
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    configs = model_configs(card=card, server=server, device=device, threads=threads)
+    for name, config in configs.items():
+        (fresh / name / VERSION).mkdir(parents=True)
+        (fresh / name / CONFIG_FILE).write_text(config_text(config))
+    for step in plan_steps(server):
+        for file in step.files:
+            source = (Path(__file__).parent if file == ADAPTER_FILE else engines) / file
+            if not source.is_file():
+                shutil.rmtree(fresh)
+                raise RepositoryError(f"{source}: missing, the step {step.name} needs it")
+            shutil.copyfile(source, fresh / step.name / VERSION / file)
+    if out.exists():
+        shutil.rmtree(out)
+    fresh.rename(out)
+
+
+def _is_repository(folder: Path) -> bool:
+    return (folder / ENSEMBLE / CONFIG_FILE).is_file()
