@@ -12,7 +12,13 @@ from scipy.sparse.csgraph import connected_components
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+
+    from tritrack.stages.card import LabellingMethod
+
+    Labelling = Callable[..., NDArray[np.int64]]
 
 
 def components(
@@ -72,7 +78,7 @@ def walkthrough(
     return number_tracks(labels)
 
 
-LABELLINGS = {"components": components, "walkthrough": walkthrough}
+LABELLINGS: dict[LabellingMethod, Labelling] = {"components": components, "walkthrough": walkthrough}
 """The labellings by the name that a model card gives them."""
 
 

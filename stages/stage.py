@@ -147,7 +147,7 @@ def load_stage(name: str, folder: Path, *, threads: int) -> Stage:
     """
     spec = next(spec for spec in STAGES if spec.name == name)
     card = read_card(folder)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
     engine = None
     if spec.engine:
         path = folder / f"{name}.onnx"

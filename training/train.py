@@ -1,0 +1,229 @@
+"""Train the three networks in order; each learns on what the ones before it give."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal, cast
+
+import msgspec
+import torch
+
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Training
+from tritrack.stages.networks import build_networks
+from tritrack.stages.weights import save_weights
+from tritrack.training.graphs import filtered_pairs, graph_pairs, kept
+from tritrack.training.loop import Schedule, draw, fit
+from tritrack.training.losses import embedding_loss, filter_loss, gnn_loss
+from tritrack.training.sample import EventFiles, Sample
+from tritrack.training.working_point import choose_filter_cut, choose_gnn_cut, choose_radius
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork
+
+    Pairs = NDArray[np.int32]
+    OnStep = Callable[[str, int, int, float], None]
+    OnNote = Callable[[str], None]
+
+NetworkName = Literal["embedding", "filter", "gnn"]
+
+N_TUNING_EVENTS = 8
+"""Validation events that the cuts are chosen on."""
+
+
+class TrainingError(ValueError):
+    """A training that cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One training.
+
+    Attributes
+    ----------
+    events, validation
+        Folders of simulated Parquet events.
+    n_events
+        Train on the first so many.
+    work
+        Folder for checkpoints and pairs; a stopped training resumes from it.
+    out
+        Folder that the weights go to.
+    name
+        Name of the model.
+    seed
+        Seed of the first weights, the order of the events and every draw.
+    data_seed, first_event, pileup
+        Of the simulated events; recorded in the card.
+    embedding, filter, gnn
+        Steps and learning rate of each network.
+    networks
+        Sizes of the networks.
+    limits
+        Largest event that the model will take.
+    """
+
+    events: Path
+    validation: Path
+    n_events: int
+    work: Path
+    out: Path
+    name: str
+    seed: int
+    data_seed: int
+    first_event: int
+    pileup: float
+    embedding: Schedule
+    filter: Schedule
+    gnn: Schedule
+    networks: Networks
+    limits: Limits
+
+
+class Trainer:
+    """Carries out a plan.
+
+    Parameters
+    ----------
+    plan
+        What to train.
+    on_step
+        Called after each step with the network's name, the steps done, all steps and the loss.
+    on_note
+        Called with each result worth telling.
+
+    Raises
+    ------
+    TrainingError
+        Where the plan's work folder belongs to another plan.
+    EventError
+        Where there are no events.
+    """
+
+    def __init__(self, plan: Plan, *, on_step: OnStep, on_note: OnNote) -> None:
+        self.plan = plan
+        self._on_step = on_step
+        self._on_note = on_note
+        self._minutes: dict[str, float] = {}
+        self._events = EventFiles(plan.events, limit=plan.n_events)
+        self._validation = EventFiles(plan.validation, limit=N_TUNING_EVENTS)
+        torch.manual_seed(plan.seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._networks = {name: net.to(device) for name, net in build_networks(plan.networks).items()}
+        plan.work.mkdir(parents=True, exist_ok=True)
+        _claim(plan)
+
+    def run(self, last: NetworkName = "gnn") -> ModelCard | None:
+        """Train up to and including one network; finished ones are taken from their checkpoints.
+
+        Returns
+        -------
+        ModelCard or None
+            The card of the weights, written once the last of the three is trained.
+        """
+        embedding = cast("EmbeddingNetwork", self._networks["embedding"])
+        filter_ = cast("FilterNetwork", self._networks["filter"])
+        gnn = cast("GnnNetwork", self._networks["gnn"])
+
+        def on_embedding(step: int) -> Tensor:
+            position, rng = self._draw(step)
+            return embedding_loss(embedding, self._events[position], rng)
+
+        self._fit("embedding", on_embedding, self.plan.embedding)
+        radius = choose_radius(embedding, self._validation)
+        self._on_note(f"radius: {radius:.3f}")
+        if last == "embedding":
+            return None
+
+        def graph(files: EventFiles, position: int) -> tuple[Sample, Pairs]:
+            sample = files[position]
+            path = self.plan.work / "graph" / files.paths[position].with_suffix(".npy").name
+            if files is self._validation:
+                path = path.with_name(f"validation-{path.name}")
+            return sample, kept(path, lambda: graph_pairs(embedding, sample.hits, radius=radius))
+
+        def on_filter(step: int) -> Tensor:
+            position, rng = self._draw(step)
+            return filter_loss(filter_, *graph(self._events, position), rng)
+
+        self._fit("filter", on_filter, self.plan.filter)
+        validation = [graph(self._validation, i) for i in range(len(self._validation))]
+        filter_cut = choose_filter_cut(filter_, validation)
+        self._on_note(f"filter cut: {filter_cut:.4f}")
+        if last == "filter":
+            return None
+
+        def filtered(sample: Sample, pairs: Pairs) -> Pairs:
+            return filtered_pairs(filter_, sample.hits, pairs, cut=filter_cut)
+
+        def on_gnn(step: int) -> Tensor:
+            position, _ = self._draw(step)
+            path = self.plan.work / "filter" / self._events.paths[position].with_suffix(".npy").name
+            pairs = kept(path, lambda: filtered(*graph(self._events, position)))
+            return gnn_loss(gnn, self._events[position], pairs)
+
+        self._fit("gnn", on_gnn, self.plan.gnn)
+        labelling, gnn_cut, metrics = choose_gnn_cut(
+            gnn, [(sample, filtered(sample, pairs)) for sample, pairs in validation]
+        )
+        self._on_note(f"GNN cut: {gnn_cut:.2f}, labelling: {labelling}, {metrics}")
+        cuts = Cuts(
+            graph="radius", radius=radius, k=0, filter_cut=filter_cut, gnn_cut=gnn_cut, labelling=labelling
+        )
+        return self._save(cuts, metrics)
+
+    def _draw(self, step: int) -> tuple[int, np.random.Generator]:
+        return draw(seed=self.plan.seed, step=step, n_events=len(self._events))
+
+    def _fit(self, name: NetworkName, loss: Callable[[int], Tensor], schedule: Schedule) -> None:
+        self._minutes[name] = fit(
+            self._networks[name],
+            loss=loss,
+            schedule=schedule,
+            checkpoint=self.plan.work / f"{name}.pt",
+            on_step=lambda step, value: self._on_step(name, step + 1, schedule.steps, value),
+        )
+
+    def _save(self, cuts: Cuts, metrics: dict[str, float]) -> ModelCard:
+        plan = self.plan
+        card = ModelCard(
+            name=plan.name,
+            networks=plan.networks,
+            cuts=cuts,
+            limits=plan.limits,
+            training=Training(
+                seed=plan.seed,
+                data_seed=plan.data_seed,
+                first_event=plan.first_event,
+                n_events=len(self._events),
+                pileup=plan.pileup,
+                minutes={name: round(minutes, 1) for name, minutes in self._minutes.items()},
+                versions={
+                    "python": platform.python_version(),
+                    **{name: version(name) for name in ("tritrack", "torch", "numpy")},
+                },
+            ),
+            metrics=metrics,
+            sha256={},
+        )
+        return save_weights(
+            {name: net.cpu() for name, net in self._networks.items()}, card=card, folder=plan.out
+        )
+
+
+def _claim(plan: Plan) -> None:
+    """Refuse a work folder whose checkpoints are another plan's."""
+    path = plan.work / "plan.json"
+    described = msgspec.json.format(msgspec.json.encode(plan, enc_hook=str), indent=2)
+    if not path.exists():
+        path.write_bytes(described)
+    elif path.read_bytes() != described:
+        raise TrainingError(f"{path}: the checkpoints there belong to another plan; choose another folder")

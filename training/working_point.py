@@ -1,0 +1,86 @@
+"""Choose the cuts of the chain on validation events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tritrack.physics.matching import pairs_from_labels
+from tritrack.physics.metrics import count
+from tritrack.stages.labelling import LABELLINGS
+from tritrack.training.graphs import edge_scores, pair_scores
+from tritrack.training.sample import pair_targets, path_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from tritrack.stages.card import LabellingMethod
+    from tritrack.training.sample import Sample
+
+GRAPH_RECALL = 0.993
+"""Share of consecutive pairs that the radius must reach."""
+
+FILTER_RECALL = 0.993
+"""Share of the graph's true pairs that the filter's cut must keep."""
+
+GNN_CUTS = tuple(np.round(np.arange(0.1, 0.96, 0.05), 2).tolist())
+"""The cuts on EDGE_SCORE that are tried."""
+
+MIN_WEIGHT = 0.5
+"""Pairs counted in a recall: those of particles of at least this weight (pT of 0.5 GeV)."""
+
+
+def choose_radius(embedding: nn.Module, samples: Iterable[Sample]) -> float:
+    """Return the radius within which ``GRAPH_RECALL`` of the consecutive pairs lie."""
+    distances = []
+    for sample in samples:
+        with torch.inference_mode():
+            device = next(embedding.parameters()).device
+            points = embedding(torch.from_numpy(sample.hits).to(device)).cpu().numpy()
+        a, b = path_pairs(sample, gap=1)
+        counted = sample.weight[a] >= MIN_WEIGHT
+        distances.append(np.linalg.norm(points[a[counted]] - points[b[counted]], axis=1))
+    return float(np.quantile(np.concatenate(distances), GRAPH_RECALL))
+
+
+def choose_filter_cut(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> float:
+    """Return the highest cut that keeps ``FILTER_RECALL`` of the true pairs of the graphs."""
+    scores = []
+    for sample, pairs in graphs:
+        target, _ = pair_targets(sample, pairs)
+        target &= sample.weight[pairs[0]] >= MIN_WEIGHT
+        scores.append(pair_scores(network, sample.hits, np.ascontiguousarray(pairs[:, target])))
+    return float(np.quantile(np.concatenate(scores), 1 - FILTER_RECALL))
+
+
+def choose_gnn_cut(
+    network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]
+) -> tuple[LabellingMethod, float, dict[str, float]]:
+    """Return the labelling and the cut with the largest efficiency less fake rate, and their physics.
+
+    The metrics are those of the validation events, which chose the cut: a little better than the truth.
+    """
+    scored = [(sample, pairs, edge_scores(network, sample.hits, pairs)) for sample, pairs in graphs]
+    best: tuple[float, LabellingMethod, float, dict[str, float]] | None = None
+    for name, labelling in LABELLINGS.items():
+        for cut in GNN_CUTS:
+            counts = [
+                count(
+                    event=sample.event,
+                    pairs=pairs_from_labels(labelling(sample.hits, pairs, scores, cut=cut)),
+                )
+                for sample, pairs, scores in scored
+            ]
+            rates = sum(counts[1:], start=counts[0]).report().rates
+            figures = {key: rate["value"] for key, rate in rates.to_json().items()}
+            merit = figures["efficiency"] - figures["fake_rate"]
+            if best is None or merit > best[0]:
+                best = merit, name, cut, figures
+    if best is None:
+        raise ValueError("no validation events to choose a cut on")
+    return best[1:]
