@@ -1,0 +1,27 @@
+"""What can go wrong between a client and a server, in the words that the user reads."""
+
+from __future__ import annotations
+
+
+class ServiceError(RuntimeError):
+    """The server could not be started, or a request failed; the message says which and what to do."""
+
+
+class ServerStartError(ServiceError):
+    """The server did not start; the message says why."""
+
+
+class EventRefusedError(ServiceError, ValueError):
+    """The event breaks the contract or is over the model's limits; the message names it and says how."""
+
+
+class UnavailableError(ServiceError):
+    """The server cannot be reached, is going down, or lacks the model."""
+
+
+class RequestTimeoutError(ServiceError):
+    """The server did not answer in time."""
+
+
+class MismatchError(ServiceError):
+    """The server speaks another version of the contract than this client."""

@@ -1,0 +1,171 @@
+"""Find a tritonserver, and check what it needs before it starts."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tritrack.service.errors import ServerStartError
+
+WHEEL = "nvidia-pytriton"
+CONTAINER = Path("/opt/tritonserver")
+WHEEL_GLIBC = (2, 35)
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+LIBPYTHON = f"libpython{PYTHON}.so.1.0"
+STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """A tritonserver on this machine.
+
+    Attributes
+    ----------
+    binary
+        The executable.
+    source
+        Where it was found, in words.
+    """
+
+    binary: Path
+    source: str
+
+    @property
+    def is_wheel(self) -> bool:
+        """Whether it is the server of the nvidia-pytriton wheel, whose parts need to be put together."""
+        return (self._root / "python_backend_stubs").is_dir()
+
+    def check(self) -> None:
+        """Check what the server needs of this machine and this Python.
+
+        Only the wheel's server runs its steps in this Python; another brings or finds its own.
+
+        Raises
+        ------
+        ServerStartError
+            Names what is missing and how to get it.
+        """
+        if not self.is_wheel:
+            return
+        _check_glibc()
+        _check_numpy()
+        find_libpython()
+        if not self._stub.is_file():
+            raise ServerStartError(f"{WHEEL} has no Python stub for Python {PYTHON}: use Python 3.11 or 3.12")
+
+    def arguments(self, work: Path) -> list[str]:
+        """Return the arguments that this installation needs; puts its parts together in ``work``."""
+        if not self.is_wheel:
+            return []
+        backend = work / "backends" / "python"
+        backend.mkdir(parents=True)
+        for path in [*(self._root / "backends" / "python").glob("*.*"), self._stub]:
+            (backend / path.name).symlink_to(path)
+        # A folder with this one library: LD_LIBRARY_PATH reaches everything that the stub loads.
+        (work / "lib").mkdir()
+        (work / "lib" / LIBPYTHON).symlink_to(find_libpython())
+        return [f"--backend-directory={work / 'backends'}"]
+
+    def environment(self, work: Path) -> dict[str, str]:
+        """Return the environment of the server.
+
+        The stub's Python looks for ``python3`` on the PATH and becomes that one, so that it has the
+        packages of this one's environment.
+        """
+        environment = dict(os.environ)
+        if self.is_wheel:
+            libraries = [work / "lib", self._root.parents[1] / "nvidia_pytriton.libs"]
+            paths = [*map(str, libraries), *_split(environment.get("LD_LIBRARY_PATH"))]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+            programs = [str(Path(sys.executable).parent), *_split(environment.get("PATH"))]
+            environment["PATH"] = os.pathsep.join(programs)
+        return environment
+
+    @property
+    def _root(self) -> Path:
+        return self.binary.resolve().parents[1]
+
+    @property
+    def _stub(self) -> Path:
+        return self._root / "python_backend_stubs" / PYTHON / STUB
+
+
+def find_installation(executable: Path | None = None) -> Installation:
+    """Find a tritonserver: the one named, in /opt/tritonserver, on the PATH, or in the wheel, in this order.
+
+    Parameters
+    ----------
+    executable
+        A tritonserver, or the folder that holds ``bin/tritonserver``.
+
+    Raises
+    ------
+    ServerStartError
+        Where there is none.
+    """
+    if executable is not None:
+        binary = executable / "bin" / "tritonserver" if executable.is_dir() else executable
+        if not (binary.is_file() and os.access(binary, os.X_OK)):
+            raise ServerStartError(f"{binary}: no tritonserver there")
+        return Installation(binary=binary, source="the path given")
+    if (binary := CONTAINER / "bin" / "tritonserver").is_file():
+        return Installation(binary=binary, source=str(CONTAINER))
+    if on_path := shutil.which("tritonserver"):
+        return Installation(binary=Path(on_path), source="PATH")
+    try:
+        wheel = metadata.distribution(WHEEL)
+    except metadata.PackageNotFoundError:
+        raise ServerStartError(
+            f"no tritonserver in {CONTAINER}, on the PATH, or in the {WHEEL} wheel: "
+            "pip install 'tritrack[server]', or name one"
+        ) from None
+    binary = Path(str(wheel.locate_file("pytriton/tritonserver/bin/tritonserver")))
+    return Installation(binary=binary, source=f"the {WHEEL} {wheel.version} wheel")
+
+
+def find_libpython() -> Path | str:
+    """Find the shared library of this Python, which the wheel's stub links.
+
+    Raises
+    ------
+    ServerStartError
+        Says how to get it.
+    """
+    for folder in (sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib"):
+        if folder and (path := Path(folder) / LIBPYTHON).is_file():
+            return path
+    if ctypes.util.find_library(f"python{PYTHON}") != LIBPYTHON:
+        raise ServerStartError(
+            f"the server's Python stub needs {LIBPYTHON}, which this Python does not bring: on Debian and Ubuntu "
+            f"apt install libpython{PYTHON}, elsewhere use a Python built with --enable-shared"
+        )
+    return LIBPYTHON
+
+
+def _check_glibc() -> None:
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < WHEEL_GLIBC:
+        wanted = ".".join(map(str, WHEEL_GLIBC))
+        raise ServerStartError(
+            f"the {WHEEL} wheel needs glibc {wanted} (Debian 12, Ubuntu 22.04), this system has "
+            f"{name} {version}: use NVIDIA's Triton container here"
+        )
+
+
+def _check_numpy() -> None:
+    version = metadata.version("numpy")
+    if int(version.split(".")[0]) >= 2:
+        raise ServerStartError(
+            f"NumPy {version} is installed, under which the Python stub of the {WHEEL} wheel hands on empty "
+            "outputs: pip install 'numpy<2'"
+        )
+
+
+def _split(paths: str | None) -> list[str]:
+    return paths.split(os.pathsep) if paths else []

@@ -1,0 +1,306 @@
+"""Start a tritonserver over a model repository, and stop it without leaving anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tritrack.service.errors import ServerStartError
+from tritrack.service.installation import find_installation
+from tritrack.service.log import explain, port_taken
+from tritrack.service.shm import Regions, free_bytes, remove_leftovers
+from tritrack.stages.card import CARD_FILE, read_card
+from tritrack.stages.contract import STAGES
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tritrack.stages.card import ModelCard
+
+logger = logging.getLogger(__name__)
+
+STEP_SHM = 1 << 20
+"""Bytes of shared memory that each Python step takes at its start."""
+
+PORT_ATTEMPTS = 3
+"""A free port may be taken by somebody else before the server binds it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Ports of the three services; None picks a free one."""
+
+    http: int | None = None
+    grpc: int | None = None
+    metrics: int | None = None
+
+    def fill(self, address: str) -> Ports:
+        """Return the ports with free ones picked where none were given."""
+        with contextlib.ExitStack() as stack:
+            free = []
+            for _ in range(3):  # all held until the last is known, so that they differ
+                held = stack.enter_context(socket.socket())
+                held.bind((address, 0))
+                free.append(int(held.getsockname()[1]))
+        return Ports(http=self.http or free[0], grpc=self.grpc or free[1], metrics=self.metrics or free[2])
+
+
+class Server:
+    """A tritonserver; use as a context manager, or call :meth:`start` and :meth:`stop`.
+
+    Parameters
+    ----------
+    repository
+        The model repository.
+    executable
+        A tritonserver; None looks for one (see :func:`find_installation`).
+    address
+        Address to listen on.
+    ports
+        Ports to listen on.
+    log
+        File for the server's log; None keeps it only while the server runs.
+    start_timeout, stop_timeout
+        Seconds to become ready; seconds to end by itself before it is killed.
+
+    Attributes
+    ----------
+    installation
+        The tritonserver found.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        executable: Path | None = None,
+        address: str = "127.0.0.1",
+        ports: Ports | None = None,
+        log: Path | None = None,
+        start_timeout: float = 120.0,
+        stop_timeout: float = 20.0,
+    ) -> None:
+        self.repository = repository.resolve()
+        self.installation = find_installation(executable)
+        self._address = address
+        self._wanted = ports or Ports()
+        self._ports = self._wanted
+        self._log = log
+        self._start_timeout = start_timeout
+        self._stop_timeout = stop_timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cleanup = contextlib.ExitStack()
+
+    @property
+    def url(self) -> str:
+        """HOST:PORT of gRPC: what a client wants."""
+        return f"{self._address}:{self._ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        """HOST:PORT of HTTP."""
+        return f"{self._address}:{self._ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        """HOST:PORT of the Prometheus metrics."""
+        return f"{self._address}:{self._ports.metrics}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server; its stubs are children of it."""
+        return self._running().pid
+
+    def start(self) -> None:
+        """Start the server and wait until every step is ready.
+
+        Raises
+        ------
+        ServerStartError
+            Says what is missing on this machine, or why the server gave up.
+        """
+        if self._process is not None:
+            raise ServerStartError("the server runs already")
+        self.installation.check()
+        for name in remove_leftovers():
+            logger.info("removed %s, left in shared memory by a server that died", name)
+        _check_repository(self.repository)
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            self._ports = self._wanted.fill(self._address)
+            try:
+                self._launch()
+                self._wait_ready()
+            except BaseException as error:
+                log = self._read_log()
+                self.stop()
+                if isinstance(error, _EndedError):
+                    if port_taken(log) and self._wanted == Ports() and attempt < PORT_ATTEMPTS:
+                        continue
+                    raise ServerStartError(f"the server did not start: {explain(log)}") from None
+                raise
+            return
+
+    def stop(self) -> None:
+        """Stop the server: ask, wait, and kill what is left of it after ``stop_timeout``."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self._stop_timeout)
+            # The server was started as the leader of a process group, which holds nothing but its stubs.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _wait_group(process.pid)
+        self._cleanup.close()
+
+    def wait(self) -> int:
+        """Wait until the server ends by itself; return its exit status."""
+        return self._running().wait()
+
+    def log(self) -> str:
+        """Return the log of the running server."""
+        self._running()
+        return self._read_log()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise ServerStartError("the server does not run")
+        return self._process
+
+    def _launch(self) -> None:
+        work = Path(tempfile.mkdtemp(prefix="tritrack-server-"))
+        self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
+        regions = Regions()
+        self._cleanup.callback(regions.close)
+        self._log_path = self._log or work / "server.log"
+        command = [
+            *_die_with_parent(),
+            str(self.installation.binary),
+            f"--model-repository={self.repository}",
+            *self.installation.arguments(work),
+            f"--backend-config=python,shm-region-prefix-name={regions.prefix}",
+            # The configurations are complete; completing them would start every step twice.
+            "--disable-auto-complete-config",
+            f"--exit-timeout-secs={max(1, math.floor(self._stop_timeout / 2))}",
+        ]
+        for service in ("http", "grpc", "metrics"):
+            command += [
+                f"--{service}-address={self._address}",
+                f"--{service}-port={getattr(self._ports, service)}",
+            ]
+        logger.info("starting %s (%s)", self.installation.binary, self.installation.source)
+        with self._log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.installation.environment(work),
+                start_new_session=True,
+                pass_fds=(regions.lock,),
+            )
+
+    def _wait_ready(self) -> None:
+        process = self._running()
+        deadline = time.monotonic() + self._start_timeout
+        while process.poll() is None:
+            if _is_ready(self.http_url):
+                return
+            if time.monotonic() > deadline:
+                raise ServerStartError(
+                    f"the server was not ready after {self._start_timeout:g} s: {explain(self._read_log())}"
+                )
+            time.sleep(0.05)
+        raise _EndedError
+
+    def _read_log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+
+class _EndedError(Exception):
+    """The server ended before it was ready."""
+
+
+def shared_memory_at_limits(card: ModelCard) -> int:
+    """Return the bytes of shared memory that one event at the card's limits takes in the five steps."""
+    sizes = {
+        "n_hits": card.limits.max_hits,
+        "n_columns": len(card.columns),
+        "d": card.networks.embedding_dim,
+        "n_edges": card.limits.max_edges,
+    }
+    return sum(
+        spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+        for stage in STAGES
+        for spec in (*stage.inputs, *stage.outputs)
+    )
+
+
+def _check_repository(repository: Path) -> None:
+    cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
+    if not cards:
+        raise ServerStartError(f"{repository}: no model repository there; write one with tritrack repository")
+    free, needed = free_bytes(), len(cards) * STEP_SHM
+    if free < needed:
+        raise ServerStartError(
+            f"/dev/shm: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; "
+            "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
+        )
+    at_limits = needed + shared_memory_at_limits(read_card(cards[0].parent))
+    if free < at_limits:
+        logger.warning(
+            "/dev/shm: %d MB are free, but an event at the model's limits takes %d MB; such events will fail "
+            "(docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)",
+            free >> 20,
+            at_limits >> 20,
+        )
+
+
+def _die_with_parent() -> list[str]:
+    """Return the wrapper that ends the server when the thread that started it dies, where there is one."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "SIGTERM"] if setpriv else []
+
+
+def _is_ready(url: str) -> bool:
+    connection = http.client.HTTPConnection(url, timeout=1.0)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _wait_group(group: int) -> None:
+    """Wait until the killed processes of a group are gone."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
