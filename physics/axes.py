@@ -72,7 +72,7 @@ RADIUS = Axis(
     name="radius",
     label="production radius",
     unit="mm",
-    edges=(0.001, 0.01, 0.1, 1, 10, 30, 60, 100, 200, 400, 1000),
+    edges=(0.01, 0.1, 1, 10, 30, 60, 100, 200, 400, 1000),
     log=True,
     of=lambda kin: kin.radius,
 )

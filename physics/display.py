@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
 
-STIFF_RADIUS = 5000.0
-"""Tracks of at least this bending radius in mm stand out; 3 GeV in a field of 2 T."""
+STIFF_RADIUS = 3300.0
+"""Tracks of at least this bending radius in mm stand out; 2 GeV in a field of 2 T."""
 
 MAX_DETOUR = 1.02
 """And whose way from hit to hit is at most this much longer than the straight line."""
@@ -77,10 +77,10 @@ def _draw_view(
     colours = _colours(len(stiff_hits))
     axes.add_collection(LineCollection(soft_lines, colors="#7fa6c9", linewidths=0.3, alpha=0.4, zorder=2))
     axes.add_collection(
-        LineCollection([points[hits] for hits in stiff_hits], colors=list(colours), linewidths=1.3, zorder=3)
+        LineCollection([points[hits] for hits in stiff_hits], colors=list(colours), linewidths=1.0, zorder=3)
     )
     for hits, colour in zip(stiff_hits, colours, strict=True):
-        axes.plot(*points[hits].T, linestyle="none", marker="o", markersize=2.2, color=colour, zorder=4)
+        axes.plot(*points[hits].T, linestyle="none", marker="o", markersize=1.9, color=colour, zorder=4)
     axes.autoscale_view()
 
 
