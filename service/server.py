@@ -20,19 +20,13 @@ from typing import TYPE_CHECKING, Self
 from tritrack.service.errors import ServerStartError
 from tritrack.service.installation import find_installation
 from tritrack.service.log import explain, port_taken
-from tritrack.service.shm import Regions, free_bytes, remove_leftovers
-from tritrack.stages.card import CARD_FILE, read_card
-from tritrack.stages.contract import STAGES
+from tritrack.service.repository import check_repository
+from tritrack.service.shm import Regions, remove_leftovers
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tritrack.stages.card import ModelCard
-
 logger = logging.getLogger(__name__)
-
-STEP_SHM = 1 << 20
-"""Bytes of shared memory that each Python step takes at its start."""
 
 PORT_ATTEMPTS = 3
 """A free port may be taken by somebody else before the server binds it."""
@@ -59,6 +53,8 @@ class Ports:
 
 class Server:
     """A tritonserver; use as a context manager, or call :meth:`start` and :meth:`stop`.
+
+    The server ends with the thread that started it, so that a program that is killed leaves none behind.
 
     Parameters
     ----------
@@ -98,6 +94,7 @@ class Server:
         self._wanted = ports or Ports()
         self._ports = self._wanted
         self._log = log
+        self._log_path: Path | None = None
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,7 +133,7 @@ class Server:
         self.installation.check()
         for name in remove_leftovers():
             logger.info("removed %s, left in shared memory by a server that died", name)
-        _check_repository(self.repository)
+        check_repository(self.repository)
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._ports = self._wanted.fill(self._address)
             try:
@@ -156,11 +153,12 @@ class Server:
         """Stop the server: ask, wait, and kill what is left of it after ``stop_timeout``."""
         process, self._process = self._process, None
         if process is not None:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(self._stop_timeout)
+            deadline = time.monotonic() + self._stop_timeout
+            os.kill(process.pid, signal.SIGTERM)  # terminate() would reap a server that has ended already
+            while _exit_status(process.pid) is None and time.monotonic() < deadline:
+                time.sleep(0.02)
             # The server was started as the leader of a process group, which holds nothing but its stubs.
+            # It is not reaped yet, so the group's number cannot be anybody else's.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -168,8 +166,10 @@ class Server:
         self._cleanup.close()
 
     def wait(self) -> int:
-        """Wait until the server ends by itself; return its exit status."""
-        return self._running().wait()
+        """Wait until the server ends by itself; return its exit status (of a signal: its number)."""
+        while (status := _exit_status(self._running().pid)) is None:
+            time.sleep(0.1)
+        return status
 
     def log(self) -> str:
         """Return the log of the running server."""
@@ -226,7 +226,7 @@ class Server:
     def _wait_ready(self) -> None:
         process = self._running()
         deadline = time.monotonic() + self._start_timeout
-        while process.poll() is None:
+        while _exit_status(process.pid) is None:
             if _is_ready(self.http_url):
                 return
             if time.monotonic() > deadline:
@@ -237,46 +237,17 @@ class Server:
         raise _EndedError
 
     def _read_log(self) -> str:
-        return self._log_path.read_text(errors="replace")
+        return self._log_path.read_text(errors="replace") if self._log_path else ""
 
 
 class _EndedError(Exception):
     """The server ended before it was ready."""
 
 
-def shared_memory_at_limits(card: ModelCard) -> int:
-    """Return the bytes of shared memory that one event at the card's limits takes in the five steps."""
-    sizes = {
-        "n_hits": card.limits.max_hits,
-        "n_columns": len(card.columns),
-        "d": card.networks.embedding_dim,
-        "n_edges": card.limits.max_edges,
-    }
-    return sum(
-        spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
-        for stage in STAGES
-        for spec in (*stage.inputs, *stage.outputs)
-    )
-
-
-def _check_repository(repository: Path) -> None:
-    cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
-    if not cards:
-        raise ServerStartError(f"{repository}: no model repository there; write one with tritrack repository")
-    free, needed = free_bytes(), len(cards) * STEP_SHM
-    if free < needed:
-        raise ServerStartError(
-            f"/dev/shm: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; "
-            "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
-        )
-    at_limits = needed + shared_memory_at_limits(read_card(cards[0].parent))
-    if free < at_limits:
-        logger.warning(
-            "/dev/shm: %d MB are free, but an event at the model's limits takes %d MB; such events will fail "
-            "(docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)",
-            free >> 20,
-            at_limits >> 20,
-        )
+def _exit_status(pid: int) -> int | None:
+    """Return the exit status of a child, None while it runs; does not reap it."""
+    result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return None if result is None else result.si_status
 
 
 def _die_with_parent() -> list[str]:

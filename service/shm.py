@@ -18,7 +18,7 @@ LOCK_SUFFIX = ".lock"
 
 
 class Regions:
-    """The shared-memory regions of one server; use as a context manager.
+    """The shared-memory regions of one server, until :meth:`close`.
 
     Attributes
     ----------

@@ -1,0 +1,132 @@
+"""The client for asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from tritrack.service.protocol import (
+    CHANNEL_ARGUMENTS,
+    Request,
+    ServerInfo,
+    StepStatistics,
+    is_unavailable,
+    make_request,
+    retry_delays,
+    server_info,
+    step_statistics,
+    translate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tritrack.events.event import Event
+
+T = TypeVar("T")
+
+
+class AsyncTrackFinder:
+    """The asyncio twin of :class:`tritrack.service.client.TrackFinder`; create it inside a running loop.
+
+    Parameters
+    ----------
+    url, model, timeout, retries
+        As there.
+    """
+
+    def __init__(
+        self, url: str, *, model: str = "track_finder", timeout: float = 60.0, retries: int = 4
+    ) -> None:
+        self.url = url
+        self.model = model
+        self.timeout = timeout
+        self.retries = retries
+        self._client = InferenceServerClient(url, channel_args=list(CHANNEL_ARGUMENTS))
+        self._info: ServerInfo | None = None
+
+    async def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
+        """Find the tracks of one event; see :meth:`TrackFinder.find`."""
+        return await self._find(make_request(event))
+
+    async def find_many(
+        self, events: Iterable[Event | NDArray[np.float32]], *, in_flight: int = 4
+    ) -> AsyncIterator[NDArray[np.int64]]:
+        """Find the tracks of many events; see :meth:`TrackFinder.find_many`."""
+        if in_flight < 1:
+            raise ValueError(f"in_flight: {in_flight} given, at least 1 wanted")
+        pending: deque[asyncio.Task[NDArray[np.int64]]] = deque()
+        try:
+            for position, event in enumerate(events):
+                if len(pending) == in_flight:
+                    yield await pending.popleft()
+                request = make_request(event, position=position)
+                pending.append(asyncio.create_task(self._find(request)))
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def server_info(self) -> ServerInfo:
+        """Ask the server what it serves."""
+        return await self._read_info(f"model {self.model}")
+
+    async def statistics(self) -> tuple[StepStatistics, ...]:
+        """Ask the server for its account of the ensemble's steps, in order."""
+        steps = (await self.server_info()).steps
+        response = await self._call(
+            "statistics", lambda: self._client.get_inference_statistics(client_timeout=self.timeout)
+        )
+        return step_statistics(response, steps)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _find(self, request: Request) -> NDArray[np.int64]:
+        if self._info is None:
+            info = await self._read_info(request.name)
+            info.require_fit()
+            self._info = info
+        inputs = request.inputs(self._info)
+
+        async def infer() -> Any:
+            return await self._client.infer(self.model, inputs, client_timeout=self.timeout)
+
+        return request.labels(await self._call(request.name, infer))
+
+    async def _read_info(self, name: str) -> ServerInfo:
+        async def ask() -> ServerInfo:
+            metadata = await self._client.get_server_metadata(client_timeout=self.timeout)
+            response = await self._client.get_model_config(self.model, client_timeout=self.timeout)
+            return server_info(url=self.url, metadata=metadata, config=response.config)
+
+        return await self._call(name, ask)
+
+    async def _call(self, name: str, rpc: Callable[[], Awaitable[T]]) -> T:
+        for delay in retry_delays(self.retries):
+            try:
+                return await rpc()
+            except InferenceServerException as error:
+                if delay is None or not is_unavailable(error):
+                    raise translate(
+                        error, name=name, url=self.url, timeout=self.timeout, retries=self.retries
+                    ) from None
+            self._info = None  # whatever answers next may serve another model
+            await asyncio.sleep(delay)
+        raise AssertionError("the last delay is None")

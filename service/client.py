@@ -1,0 +1,183 @@
+"""The client: hits in, one label per hit out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from tritrack.service.protocol import (
+    CHANNEL_ARGUMENTS,
+    Request,
+    ServerInfo,
+    StepStatistics,
+    is_unavailable,
+    make_request,
+    retry_delays,
+    server_info,
+    step_statistics,
+    translate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tritrack.events.event import Event
+
+T = TypeVar("T")
+
+
+class TrackFinder:
+    """Finds tracks through a server; may be used from several threads.
+
+    Parameters
+    ----------
+    url
+        HOST:PORT of the server's gRPC service.
+    model
+        Name of the ensemble.
+    timeout
+        Seconds that each attempt may take.
+    retries
+        How often a call is repeated when the server is unavailable, 0.1 s later at first and twice as long
+        each time (2 s at most). Nothing else is repeated.
+
+    Notes
+    -----
+    The first call asks the server whether this client fits it (raises MismatchError).
+    """
+
+    def __init__(
+        self, url: str, *, model: str = "track_finder", timeout: float = 60.0, retries: int = 4
+    ) -> None:
+        self.url = url
+        self.model = model
+        self.timeout = timeout
+        self.retries = retries
+        self._client = InferenceServerClient(url, channel_args=list(CHANNEL_ARGUMENTS))
+        self._info: ServerInfo | None = None
+
+    def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
+        """Find the tracks of one event.
+
+        Parameters
+        ----------
+        event
+            The event, or its hits: float32 [n_hits, n_columns], x, y, z in mm.
+
+        Returns
+        -------
+        ndarray
+            int64 [n_hits], the track number of each hit or -1, in the order of the hits.
+
+        Raises
+        ------
+        EventRefusedError
+            Where the hits break the contract or the event is over the model's limits.
+        UnavailableError, RequestTimeoutError, MismatchError, ServiceError
+            Where the server cannot answer.
+        """
+        return self._find(make_request(event))
+
+    def find_many(
+        self, events: Iterable[Event | NDArray[np.float32]], *, in_flight: int = 4
+    ) -> Iterator[NDArray[np.int64]]:
+        """Find the tracks of many events, several of them on their way at once.
+
+        Parameters
+        ----------
+        events
+            Events or hits, as for :meth:`find`; read as they are needed.
+        in_flight
+            Events on their way at once.
+
+        Yields
+        ------
+        ndarray
+            The labels of each event, in the events' order.
+
+        Raises
+        ------
+        ServiceError
+            As :meth:`find`, at the place of the event concerned.
+        """
+        if in_flight < 1:
+            raise ValueError(f"in_flight: {in_flight} given, at least 1 wanted")
+        return self._find_many(events, in_flight)
+
+    def server_info(self) -> ServerInfo:
+        """Ask the server what it serves."""
+        return self._read_info(f"model {self.model}")
+
+    def statistics(self) -> tuple[StepStatistics, ...]:
+        """Ask the server for its account of the ensemble's steps, in order."""
+        steps = self.server_info().steps
+        response = self._call(
+            "statistics", lambda: self._client.get_inference_statistics(client_timeout=self.timeout)
+        )
+        return step_statistics(response, steps)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find(self, request: Request) -> NDArray[np.int64]:
+        if self._info is None:
+            info = self._read_info(request.name)
+            info.require_fit()
+            self._info = info
+        inputs = request.inputs(self._info)
+
+        def infer() -> Any:
+            return self._client.infer(self.model, inputs, client_timeout=self.timeout)
+
+        return request.labels(self._call(request.name, infer))
+
+    def _find_many(
+        self, events: Iterable[Event | NDArray[np.float32]], in_flight: int
+    ) -> Iterator[NDArray[np.int64]]:
+        pending: deque[Future[NDArray[np.int64]]] = deque()
+        with ThreadPoolExecutor(in_flight) as pool, contextlib.ExitStack() as stack:
+            stack.callback(lambda: [future.cancel() for future in pending])
+            for position, event in enumerate(events):
+                if len(pending) == in_flight:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(self._find, make_request(event, position=position)))
+            while pending:
+                yield pending.popleft().result()
+
+    def _read_info(self, name: str) -> ServerInfo:
+        def ask() -> ServerInfo:
+            metadata = self._client.get_server_metadata(client_timeout=self.timeout)
+            response = self._client.get_model_config(self.model, client_timeout=self.timeout)
+            return server_info(url=self.url, metadata=metadata, config=response.config)
+
+        return self._call(name, ask)
+
+    def _call(self, name: str, rpc: Callable[[], T]) -> T:
+        for delay in retry_delays(self.retries):
+            try:
+                return rpc()
+            except InferenceServerException as error:
+                if delay is None or not is_unavailable(error):
+                    raise translate(
+                        error, name=name, url=self.url, timeout=self.timeout, retries=self.retries
+                    ) from None
+            self._info = None  # whatever answers next may serve another model
+            time.sleep(delay)
+        raise AssertionError("the last delay is None")

@@ -1,0 +1,253 @@
+"""What the two clients share: requests, checks, retries, and what a server says about itself. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tritonclient.grpc import InferInput
+from tritonclient.utils import np_to_triton_dtype
+
+from tritrack.events.event import Event
+from tritrack.service.errors import (
+    EventRefusedError,
+    MismatchError,
+    RequestTimeoutError,
+    ServiceError,
+    UnavailableError,
+)
+from tritrack.stages.contract import (
+    CONTRACT_VERSION,
+    HITS,
+    TRACK_LABEL,
+    ContractError,
+    check_hits,
+    check_tensor,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from tritonclient.utils import InferenceServerException
+
+CHANNEL_ARGUMENTS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Without this a channel that failed once refuses calls for a second and more, whatever the retries.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A worker node's http_proxy is a cache for files; gRPC would take it for the way to the server.
+    ("grpc.enable_http_proxy", 0),
+)
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 2.0
+
+# "[request id: ...] in ensemble 'track_finder', " and the like, before the step's own sentence.
+_PREAMBLE = re.compile(r"^(\[request id: [^\]]*\]\s*)?(in ensemble '[^']*',\s*)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """What a server says about itself and its model.
+
+    Attributes
+    ----------
+    url
+        HOST:PORT.
+    server_version
+        Version of the tritonserver.
+    model
+        Name of the ensemble.
+    contract_version
+        Version of the tensor contract that it speaks.
+    card_name, card_sha256
+        Which model card it serves.
+    n_columns
+        Columns of HITS.
+    max_hits, max_edges
+        The model's limits.
+    steps
+        The ensemble's steps, in order.
+    """
+
+    url: str
+    server_version: str
+    model: str
+    contract_version: int
+    card_name: str
+    card_sha256: str
+    n_columns: int
+    max_hits: int
+    max_edges: int
+    steps: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether this client speaks the server's contract."""
+        return self.contract_version == CONTRACT_VERSION
+
+    def require_fit(self) -> None:
+        """Raise MismatchError where the client does not fit the server."""
+        if not self.fits:
+            raise MismatchError(
+                f"{self.url} speaks contract version {self.contract_version}, this client {CONTRACT_VERSION}: "
+                "install the tritrack version that the server was set up with"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStatistics:
+    """The server's own account of one step, since its start.
+
+    Attributes
+    ----------
+    name
+        Name of the step.
+    successes, failures
+        Requests answered and refused.
+    queue_ns, compute_ns
+        Total time that the answered requests waited, and that the step took with them (moving tensors in
+        and out of the step included), in ns.
+    """
+
+    name: str
+    successes: int
+    failures: int
+    queue_ns: int
+    compute_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One event on its way.
+
+    Attributes
+    ----------
+    name
+        How messages call it.
+    hits
+        float32 [n_hits, n_columns].
+    """
+
+    name: str
+    hits: NDArray[Any]
+
+    def inputs(self, info: ServerInfo) -> list[Any]:
+        """Check the hits and return the request's tensors (raises EventRefusedError)."""
+        try:
+            check_hits(self.hits, n_columns=info.n_columns, max_hits=info.max_hits)
+        except ContractError as error:
+            hint = "; convert with astype('float32')" if self.hits.dtype != HITS.dtype else ""
+            raise EventRefusedError(f"{self.name}: {error}{hint}") from None
+        tensor = InferInput(HITS.name, list(self.hits.shape), np_to_triton_dtype(HITS.dtype))
+        tensor.set_data_from_numpy(self.hits)
+        return [tensor]
+
+    def labels(self, result: Any) -> NDArray[np.int64]:
+        """Return the labels of the server's answer, one per hit (raises ServiceError)."""
+        labels = result.as_numpy(TRACK_LABEL.name)
+        if labels is None:
+            raise ServiceError(f"{self.name}: the server's answer holds no {TRACK_LABEL.name}")
+        try:
+            check_tensor(labels, TRACK_LABEL, {"n_hits": self.hits.shape[0]})
+        except ContractError as error:
+            raise ServiceError(f"{self.name}: the server's answer breaks the contract: {error}") from None
+        return np.array(labels)  # a copy that can be written to
+
+
+def make_request(event: Event | NDArray[Any], *, position: int | None = None) -> Request:
+    """Name an event: by its number, or by its place among those sent."""
+    if isinstance(event, Event):
+        return Request(name=f"event {event.event_id}", hits=event.hits)
+    name = "the event" if position is None else f"event {position} of those sent, counted from 0"
+    return Request(name=name, hits=np.asarray(event))
+
+
+def retry_delays(retries: int) -> Iterator[float | None]:
+    """Yield the seconds to wait after each failed attempt; None after the last one."""
+    for attempt in range(retries):
+        yield min(FIRST_DELAY * 2**attempt, LONGEST_DELAY)
+    yield None
+
+
+def is_unavailable(error: InferenceServerException) -> bool:
+    """Whether another attempt may help."""
+    return bool(error.status() == "StatusCode.UNAVAILABLE")
+
+
+def translate(
+    error: InferenceServerException, *, name: str, url: str, timeout: float, retries: int
+) -> ServiceError:
+    """Say in the client's words what a failed call means."""
+    message = _PREAMBLE.sub("", str(error.message() or "no reason given"))
+    match error.status():
+        case "StatusCode.INVALID_ARGUMENT":
+            return EventRefusedError(f"{name}: refused by {url}: {message}")
+        case "StatusCode.DEADLINE_EXCEEDED":
+            return RequestTimeoutError(
+                f"{name}: no answer from {url} within {timeout:g} s; allow more time or send fewer events at once"
+            )
+        case "StatusCode.UNAVAILABLE" | "StatusCode.NOT_FOUND":
+            attempts = "" if retries == 0 else f" after {retries + 1} attempts"
+            return UnavailableError(
+                f"{name}: {url} is not available{attempts} ({message}); is the server running, and is this its "
+                "gRPC port?"
+            )
+        case _:
+            return ServiceError(f"{name}: {url} failed: {message}")
+
+
+def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
+    """Read what a server says about itself.
+
+    Parameters
+    ----------
+    url
+        HOST:PORT.
+    metadata
+        ``ServerMetadataResponse``.
+    config
+        ``ModelConfig`` of the ensemble.
+
+    Raises
+    ------
+    MismatchError
+        Where the model is not one of tritrack's.
+    """
+    values = {key: parameter.string_value for key, parameter in config.parameters.items()}
+    try:
+        return ServerInfo(
+            url=url,
+            server_version=metadata.version,
+            model=config.name,
+            contract_version=int(values["contract_version"]),
+            card_name=values["card_name"],
+            card_sha256=values["card_sha256"],
+            n_columns=int(config.input[0].dims[1]),
+            max_hits=int(values["max_hits"]),
+            max_edges=int(values["max_edges"]),
+            steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
+        )
+    except (KeyError, IndexError):
+        raise MismatchError(f"{url}: the model {config.name} there is not one of tritrack's") from None
+
+
+def step_statistics(response: Any, steps: tuple[str, ...]) -> tuple[StepStatistics, ...]:
+    """Read a ``ModelStatisticsResponse``: the given steps, in their order."""
+    by_name = {model.name: model.inference_stats for model in response.model_stats}
+    return tuple(
+        StepStatistics(
+            name=step,
+            successes=stats.success.count,
+            failures=stats.fail.count,
+            queue_ns=stats.queue.ns,
+            compute_ns=stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns,
+        )
+        for step in steps
+        if (stats := by_name.get(step)) is not None
+    )

@@ -1,0 +1,73 @@
+"""What a model repository needs of the machine that serves it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from typing import TYPE_CHECKING
+
+from tritrack.service.errors import ServerStartError
+from tritrack.service.shm import SHM, free_bytes
+from tritrack.stages.card import CARD_FILE, CardError, read_card
+from tritrack.stages.contract import STAGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tritrack.stages.card import ModelCard
+
+logger = logging.getLogger(__name__)
+
+STEP_SHM = 1 << 20
+"""Bytes of shared memory that each Python step takes at its start."""
+
+ENLARGE = "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
+
+
+def shared_memory_at_limits(card: ModelCard) -> int:
+    """Return the bytes of shared memory that one event at the card's limits takes in the five steps."""
+    sizes = {
+        "n_hits": card.limits.max_hits,
+        "n_columns": len(card.columns),
+        "d": card.networks.embedding_dim,
+        "n_edges": card.limits.max_edges,
+    }
+    return sum(
+        spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+        for stage in STAGES
+        for spec in (*stage.inputs, *stage.outputs)
+    )
+
+
+def check_repository(repository: Path) -> None:
+    """Check a repository's card, and that its tensors have room in shared memory.
+
+    Raises
+    ------
+    ServerStartError
+        Where there is no repository, its card cannot be used, or shared memory does not do for the start.
+    """
+    cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
+    if not cards:
+        raise ServerStartError(f"{repository}: no model repository there; write one with tritrack repository")
+    try:
+        card = read_card(cards[0].parent)
+    except CardError as error:
+        raise ServerStartError(str(error)) from None
+    if not os.access(SHM, os.W_OK):
+        raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
+    free, needed = free_bytes(), len(cards) * STEP_SHM
+    if free < needed:
+        raise ServerStartError(
+            f"{SHM}: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; {ENLARGE}"
+        )
+    at_limits = needed + shared_memory_at_limits(card)
+    if free < at_limits:
+        logger.warning(
+            "%s: %d MB are free, but an event at the model's limits takes %d MB and will fail; %s",
+            SHM,
+            free >> 20,
+            at_limits >> 20,
+            ENLARGE,
+        )
