@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,7 @@ def simulate(
     Raises
     ------
     EventError
-        On a number out of range.
+        On a number out of range, a folder that is a file, or where a process dies.
     ImportError
         Where the extra ``simulate`` is not installed.
     """
@@ -171,7 +172,10 @@ def simulate(
         if value < least:
             raise EventError(f"simulation: {name} is {value}, it should be at least {least}")
     check_installed()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise EventError(f"{folder}: a file of this name is in the way of the folder") from None
     events = range(first, first + n_events)
     if jobs == 1 or n_events <= 1:
         simulator = Simulator(settings)
@@ -187,6 +191,8 @@ def simulate(
     ) as pool:
         try:
             yield from pool.map(_run_job, events)
+        except BrokenProcessPool:
+            raise EventError(f"{folder}: a job died (out of memory?); try fewer jobs") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
