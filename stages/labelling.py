@@ -66,11 +66,13 @@ def walkthrough(
     order = np.lexsort((distance, component))
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
-    by_outer = np.argsort(rank[outer], kind="stable")
+    # Whatever way round a pair came; equal sums of scores are then settled by distance, not by index.
+    low, high = np.minimum(rank[inner], rank[outer]), np.maximum(rank[inner], rank[outer])
+    by_outer = np.lexsort((low, high))
     tracks = _best_paths(
         component[order],
-        rank[inner][by_outer],
-        np.searchsorted(rank[outer][by_outer], np.arange(order.size + 1)),
+        low[by_outer],
+        np.searchsorted(high[by_outer], np.arange(order.size + 1)),
         edge_score[keep][by_outer],
     )
     labels = np.empty_like(tracks)
@@ -120,7 +122,7 @@ def _best_paths(
 ) -> NDArray[np.int64]:
     """Split every component into paths; all hits are given by their rank.
 
-    ``starts[h]:starts[h + 1]`` are the edges that end at hit ``h``, and every edge comes from a lower rank.
+    ``starts[h]:starts[h + 1]`` are the edges that end at hit ``h``, and no edge comes from a higher rank.
     """
     n_hits = component.size
     track = np.full(n_hits, -1, dtype=np.int64)
@@ -141,7 +143,7 @@ def _best_paths(
                     continue
                 for edge in range(starts[hit], starts[hit + 1]):
                     before = inner[edge]
-                    if track[before] < 0 and best[before] + score[edge] > best[hit]:
+                    if before < hit and track[before] < 0 and best[before] + score[edge] > best[hit]:
                         best[hit] = best[before] + score[edge]
                         previous[hit] = before
                 if best[hit] > best[top]:

@@ -62,14 +62,18 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
         z at the beam line, and the curvature of the circle through the beam line and both hits.
     """
     inner, outer = features[edge_index[0]], features[edge_index[1]]
-    dr, dz = outer[:, 0] - inner[:, 0], outer[:, 3] - inner[:, 3]
-    sin_dphi = inner[:, 1] * outer[:, 2] - inner[:, 2] * outer[:, 1]
+    r_inner, r_outer = inner[:, 0], outer[:, 0]
+    dz = outer[:, 3] - inner[:, 3]
+    dx, dy = outer[:, 5] - inner[:, 5], outer[:, 6] - inner[:, 6]
+    # dr and sin(dphi) from dx and dy: the differences of r and of the angles' sines and cosines lose all
+    # their digits for hits close to each other, and with them an engine's agreement with another's.
+    dr = (dx * (outer[:, 5] + inner[:, 5]) + dy * (outer[:, 6] + inner[:, 6])) / (r_outer + r_inner)
+    sin_dphi = (inner[:, 5] * dy - inner[:, 6] * dx) / (r_inner * r_outer)
     cos_dphi = inner[:, 1] * outer[:, 1] + inner[:, 2] * outer[:, 2]
     deta = outer[:, 4] - inner[:, 4]
     length = torch.sqrt(dr * dr + dz * dz).clamp(min=TINY / R_UNIT)
     safe_dr = torch.where(dr >= 0, dr.clamp(min=TINY / R_UNIT), dr.clamp(max=-TINY / R_UNIT))
-    z0 = (inner[:, 3] - inner[:, 0] * dz / safe_dr) * (Z_UNIT / Z0_UNIT)
-    dx, dy = outer[:, 5] - inner[:, 5], outer[:, 6] - inner[:, 6]
+    z0 = (inner[:, 3] - r_inner * dz / safe_dr) * (Z_UNIT / Z0_UNIT)
     # A chord of length d seen under dphi from a point of its circle: curvature = 2 sin(dphi) / d.
     chord = torch.sqrt(dx * dx + dy * dy).clamp(min=TINY / R_UNIT)
     curvature = 2.0 * sin_dphi / (chord * R_UNIT * CURVATURE_UNIT)

@@ -1,0 +1,161 @@
+"""Parity gates: what an engine must pass before it is handed out. The tolerances are fixed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tritrack.export.cases import drawn_edges, drawn_hits, run_network
+from tritrack.stages.contract import EDGE_INDEX, EMBEDDING
+from tritrack.stages.graph import radius_graph
+from tritrack.stages.labelling import components, walkthrough
+from tritrack.stages.reference import component_labels, path_labels, radius_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from tritrack.export.cases import Case
+    from tritrack.stages.card import ModelCard
+    from tritrack.stages.contract import StageSpec
+    from tritrack.stages.engine import Engine
+
+EMBEDDING_TOLERANCE = 1e-5
+"""Largest difference of a coordinate, relative to the largest coordinate of the event."""
+
+SCORE_TOLERANCE = 2e-5
+"""Largest difference of a score (a probability)."""
+
+RADIUS_TOLERANCE = 1e-5
+"""Pairs this close to the radius, relative to it, may be in the graph or not: float32 rounds there."""
+
+_BRUTE_FORCE_HITS = 1500  # of an event; n_hits^2 distances fit easily
+
+
+class GateError(RuntimeError):
+    """A stage that does not compute what its reference computes; the message names stage and case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """One comparison.
+
+    Attributes
+    ----------
+    stage, case
+        What was compared, and on what.
+    deviation
+        Networks: largest difference (see the tolerances). Graph: pairs that differ. Labelling: hits whose
+        labels differ. Infinite where shapes differ or a value is not finite.
+    tolerance
+        Largest deviation that passes.
+    """
+
+    stage: str
+    case: str
+    deviation: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the deviation is within the tolerance."""
+        return self.deviation <= self.tolerance
+
+
+def require(results: Iterable[GateResult]) -> None:
+    """Raise GateError on the first result that did not pass."""
+    for result in results:
+        if not result.passed:
+            raise GateError(
+                f"{result.stage}: deviates by {result.deviation:.3g} from its reference on {result.case!r}, "
+                f"{result.tolerance:.3g} is allowed"
+            )
+
+
+def gate_network(
+    engine: Engine, *, spec: StageSpec, network: nn.Module, cases: Sequence[Case]
+) -> list[GateResult]:
+    """Compare the engine of a stage with its network in torch."""
+    is_embedding = EMBEDDING in spec.engine
+    results = []
+    for case in cases:
+        inputs: list[NDArray[Any]] = [case.hits]
+        if EDGE_INDEX in spec.inputs:
+            inputs.append(case.edge_index[spec.name])
+        deviation = _deviation(run_network(network, *inputs), engine(*inputs), relative=is_embedding)
+        tolerance = EMBEDDING_TOLERANCE if is_embedding else SCORE_TOLERANCE
+        results.append(GateResult(stage=spec.name, case=case.name, deviation=deviation, tolerance=tolerance))
+    return results
+
+
+def _deviation(wanted: NDArray[np.float32], found: NDArray[np.float32], *, relative: bool) -> float:
+    if wanted.shape != found.shape or not (np.isfinite(found).all() and np.isfinite(wanted).all()):
+        return float("inf")
+    if wanted.size == 0:
+        return 0.0
+    largest = float(np.abs(found.astype(np.float64) - wanted).max())
+    return largest / max(float(np.abs(wanted).max()), 1e-30) if relative else largest
+
+
+def gate_graph(*, network: nn.Module, card: ModelCard, cases: Sequence[Case]) -> list[GateResult]:
+    """Compare the radius search with a comparison of every hit with every other."""
+    results = []
+    radius = card.cuts.radius
+    for case in cases:
+        hits = case.hits[:_BRUTE_FORCE_HITS]
+        embedding = run_network(network, hits)
+        found = radius_graph(hits, embedding, radius=radius, max_edges=hits.shape[0] ** 2)
+        wanted, distance = radius_pairs(hits, embedding, radius=radius)
+        both = np.concatenate([found, wanted], axis=1)
+        differing, counts = np.unique(both, axis=1, return_counts=True)
+        inner, outer = differing[:, counts != 2]
+        far_from_edge = np.abs(distance[inner, outer] - radius) > RADIUS_TOLERANCE * radius
+        results.append(
+            GateResult(stage="graph", case=case.name, deviation=float(far_from_edge.sum()), tolerance=0.0)
+        )
+    return results
+
+
+def gate_labelling(*, card: ModelCard) -> list[GateResult]:
+    """Compare both labellings with plain ones, on hits and edges drawn by seed."""
+    results = []
+    cut = card.cuts.gnn_cut
+    for n_hits, n_edges in [(0, 0), (1, 0), (2, 1), (30, 0), (30, 40), (120, 100), (120, 200)]:
+        hits = drawn_hits(n_hits=n_hits, seed=n_hits)
+        edges = _inner_first(hits, drawn_edges(n_hits=n_hits, n_edges=n_edges, seed=n_edges))
+        # Every other score passes the cut, whatever it is.
+        rng = np.random.default_rng(n_edges)
+        score = np.where(
+            rng.random(edges.shape[1]) < 0.5,
+            rng.uniform(cut, 1.0, edges.shape[1]),
+            rng.uniform(0.0, cut, edges.shape[1]),
+        ).astype(np.float32)
+        found = {
+            "components": components(hits, edges, score, cut=cut),
+            "walkthrough": walkthrough(hits, edges, score, cut=cut),
+        }
+        wanted = {
+            "components": component_labels(n_hits, edges, score, cut=cut),
+            "walkthrough": path_labels(hits, edges, score, cut=cut),
+        }
+        results += [
+            GateResult(
+                stage="labelling",
+                case=f"{method}, {n_hits} hits, {edges.shape[1]} edges",
+                deviation=float((found[method] != wanted[method]).sum()),
+                tolerance=0.0,
+            )
+            for method in found
+        ]
+    return results
+
+
+def _inner_first(hits: NDArray[np.float32], edges: NDArray[np.int32]) -> NDArray[np.int32]:
+    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    edges = np.where(distance[edges[0]] <= distance[edges[1]], edges, edges[::-1])
+    pairs: NDArray[np.int32] = np.unique(edges[:, edges[0] != edges[1]], axis=1)
+    return pairs

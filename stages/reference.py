@@ -1,0 +1,95 @@
+"""What graph building and labelling mean, written plainly: for gates and tests, not for speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def radius_pairs(
+    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float
+) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Compare every hit with every other.
+
+    Parameters
+    ----------
+    hits
+        float32 [n_hits, 3], x, y, z in mm.
+    embedding
+        float32 [n_hits, d].
+    radius
+        Euclidean distance in the learned space.
+
+    Returns
+    -------
+    edge_index : ndarray
+        int32 [2, n_edges], the pairs within the radius, in the contract's order.
+    distance : ndarray
+        float64 [n_hits, n_hits], all distances.
+    """
+    points = embedding.astype(np.float64)
+    distance = np.sqrt(np.square(points[:, None] - points[None, :]).sum(axis=2))
+    r = np.square(hits.astype(np.float64)).sum(axis=1)
+    index = np.arange(r.size)
+    is_inner = (r[:, None] < r[None, :]) | ((r[:, None] == r[None, :]) & (index[:, None] < index[None, :]))
+    return np.stack(np.nonzero((distance <= radius) & is_inner)).astype(np.int32), distance
+
+
+def component_labels(
+    n_hits: int, edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
+) -> NDArray[np.int64]:
+    """Spread the lowest index over the edges until nothing changes, then number the groups.
+
+    Parameters and return value as in :func:`tritrack.stages.labelling.components`.
+    """
+    inner, outer = edge_index[:, edge_score >= np.float32(cut)]
+    lowest = np.arange(n_hits)
+    while True:
+        spread = lowest.copy()
+        np.minimum.at(spread, inner, lowest[outer])
+        np.minimum.at(spread, outer, lowest[inner])
+        if np.array_equal(spread, lowest):
+            break
+        lowest = spread
+    labels = np.full(n_hits, NO_TRACK, dtype=np.int64)
+    first, counts = np.unique(lowest, return_counts=True)
+    for number, hit in enumerate(first[counts >= MIN_TRACK_HITS]):
+        labels[lowest == hit] = number
+    return labels
+
+
+def path_labels(
+    hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
+) -> NDArray[np.int64]:
+    """Take the path with the largest sum of scores out of the graph, again and again.
+
+    Parameters and return value as in :func:`tritrack.stages.labelling.walkthrough`.
+    """
+    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    edges = [
+        (float(score), int(inner), int(outer))
+        for score, inner, outer in zip(edge_score, *edge_index, strict=True)
+        if score >= np.float32(cut)
+    ]
+    free = set(range(len(hits)))
+    tracks: list[list[int]] = []
+    while edges:
+        best: dict[int, tuple[float, list[int]]] = {hit: (0.0, [hit]) for hit in free}
+        for hit in sorted(free, key=lambda hit: (distance[hit], hit)):
+            for score, inner, outer in edges:
+                if outer == hit and best[inner][0] + score > best[hit][0]:
+                    best[hit] = (best[inner][0] + score, [*best[inner][1], hit])
+        tracks.append(max(best.values())[1])
+        free -= set(tracks[-1])
+        edges = [edge for edge in edges if {edge[1], edge[2]} <= free]
+    labels = np.full(len(hits), NO_TRACK, dtype=np.int64)
+    whole = [track for track in tracks if len(track) >= MIN_TRACK_HITS]
+    for number, track in enumerate(sorted(whole, key=min)):
+        labels[track] = number
+    return labels

@@ -1,0 +1,52 @@
+"""Folders that tests of several packages use: small random weights, and the engines made of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights of tiny networks whose graph has some edges (limits: 5000 hits, 20,000 edges)."""
+    torch = pytest.importorskip("torch")
+    from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+    from tritrack.stages.networks import build_networks
+    from tritrack.stages.weights import save_weights
+
+    sizes = Networks(
+        embedding_width=16,
+        embedding_layers=2,
+        embedding_dim=4,
+        filter_widths=(16, 8),
+        gnn_width=8,
+        gnn_steps=2,
+    )
+    card = ModelCard(
+        name="small",
+        networks=sizes,
+        cuts=Cuts(graph="radius", radius=0.01, k=10, filter_cut=0.4, gnn_cut=0.4, labelling="walkthrough"),
+        limits=Limits(max_hits=5000, max_edges=20_000),
+        metrics={},
+        sha256={},
+    )
+    folder = tmp_path_factory.mktemp("weights")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        save_weights(build_networks(sizes), card=card, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_engines(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of ``small_weights``, for 2 threads."""
+    pytest.importorskip("onnxscript")
+    from tritrack.export.onnx import export_engines
+
+    folder = tmp_path_factory.mktemp("engines")
+    export_engines(weights=small_weights, out=folder, threads=2)
+    return folder
