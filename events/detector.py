@@ -17,6 +17,8 @@ import acts.examples
 import acts.examples.json
 import numpy as np
 
+from tritrack.events.modules import UNIT, Modules, largest, read_modules
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -27,51 +29,7 @@ MIN_MOMENTUM = 0.1
 FIELD = 2.0
 """Solenoid field along z, in T."""
 
-_PIXEL, _SHORT_STRIP, _LONG_STRIP = (0.05, 0.05), (0.08, 1.2), (0.12, 10.8)
-PITCH = {
-    **dict.fromkeys((7, 8, 9), _PIXEL),
-    **dict.fromkeys((12, 13, 14), _SHORT_STRIP),
-    **dict.fromkeys((16, 17, 18), _LONG_STRIP),
-}
-"""Nominal cell size along both local axes, in mm, by volume."""
-
 _LEVEL = acts.logging.ERROR
-UNIT = acts.UnitConstants
-
-
-@dataclass(frozen=True, kw_only=True)
-class Modules:
-    """The detector elements, one row each, sorted by ``geometry_id``.
-
-    Attributes
-    ----------
-    geometry_id
-        uint64 [n_modules].
-    ids
-        int32 [n_modules, 3], volume, layer and module.
-    centre, axis_0, axis_1
-        float64 [n_modules, 3], centre in mm and unit vectors of the local axes, global frame.
-    half_length
-        float64 [n_modules, 3], half lengths in mm: axis 0 at the lower and the upper end of axis 1 (they
-        differ on trapezoids), axis 1.
-    pitch
-        float64 [n_modules, 2], cell size in mm; the cells' edges lie at its multiples.
-    thickness
-        float64 [n_modules], mm.
-    """
-
-    geometry_id: NDArray[np.uint64]
-    ids: NDArray[np.int32]
-    centre: NDArray[np.float64]
-    axis_0: NDArray[np.float64]
-    axis_1: NDArray[np.float64]
-    half_length: NDArray[np.float64]
-    pitch: NDArray[np.float64]
-    thickness: NDArray[np.float64]
-
-    def to_global(self, rows: NDArray[np.int64], local: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Global positions [n, 3] in mm of local ones [n, 2] on the modules ``rows`` [n]."""
-        return self.centre[rows] + local[:, :1] * self.axis_0[rows] + local[:, 1:] * self.axis_1[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +97,7 @@ class DetectorSimulation:
         ex = acts.examples
         self._detector = ex.GenericDetector(ex.GenericDetector.Config(logLevel=_LEVEL))
         geometry = self._detector.trackingGeometry()
-        self.modules = _read_modules(geometry)
+        self.modules = read_modules(geometry)
         random = ex.RandomNumbers(seed=seed)
         self._store = _Store()
         self._fatras = ex.FatrasSimulation(
@@ -239,55 +197,12 @@ def _particle_container(generated: Generated) -> Any:
     return container
 
 
-def _read_modules(geometry: Any) -> Modules:
-    surfaces: list[Any] = []
-    geometry.visitSurfaces(surfaces.append)
-    surfaces.sort(key=lambda surface: surface.geometryId.value)
-    context = acts.GeometryContext.dangerouslyDefaultConstruct()
-    along = acts.Vector3(0, 0, 1)
-
-    def points(x: float, y: float) -> NDArray[np.float64]:
-        local = acts.Vector2(x, y)
-        return np.array([list(surface.localToGlobal(context, local, along)) for surface in surfaces])
-
-    centre = points(0, 0)
-    ids = [(s.geometryId.volume, s.geometryId.layer, s.geometryId.sensitive) for s in surfaces]
-    volumes = np.array([volume for volume, _, _ in ids])
-    half_length = np.array([_half_lengths(surface.bounds) for surface in surfaces]) / UNIT.mm
-    pitch = np.empty((len(surfaces), 2))
-    for volume, nominal in PITCH.items():
-        # As near to the nominal size as fits a whole number of cells into each half of the largest module.
-        largest = _largest(half_length[volumes == volume])
-        pitch[volumes == volume] = largest / np.round(largest / nominal)
-    return Modules(
-        geometry_id=np.array([surface.geometryId.value for surface in surfaces], dtype=np.uint64),
-        ids=np.array(ids, dtype=np.int32),
-        centre=centre / UNIT.mm,
-        axis_0=points(1, 0) - centre,
-        axis_1=points(0, 1) - centre,
-        half_length=half_length,
-        pitch=pitch,
-        thickness=np.array([surface.thickness for surface in surfaces]) / UNIT.mm,
-    )
-
-
-def _half_lengths(bounds: Any) -> tuple[float, float, float]:
-    values = bounds.values()
-    if bounds.type == acts.SurfaceBoundsType.Rectangle:  # lower left and upper right corner
-        return values[2], values[2], values[3]
-    return values[0], values[1], values[2]  # trapezoid: half lengths at both ends, then the other axis
-
-
-def _largest(half_length: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.array([half_length[:, :2].max(), half_length[:, 2].max()])
-
-
 def _digitisation(geometry: Any, random: Any, modules: Modules) -> Any:
     """Read-out cells for every volume, from the bounds of its largest module."""
     entries = []
-    for volume in PITCH:
+    for volume in np.unique(modules.ids[:, 0]).tolist():
         rows = modules.ids[:, 0] == volume
-        half = _largest(modules.half_length[rows])
+        half = largest(modules.half_length[rows])
         n_cells = np.round(2 * half / modules.pitch[rows][0]).astype(int)
         axes = [
             {"type": "equidistant", "option": "open", "value": name, "bins": bins, "min": -end, "max": end}

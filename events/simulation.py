@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.events.detector import Modules, Response
+    from tritrack.events.detector import Response
+    from tritrack.events.modules import Modules
 
 NOISE_SHARE = {17: 0.32, 13: 0.30, 8: 0.10, 12: 0.06, 14: 0.06, 18: 0.05, 7: 0.04, 9: 0.04, 16: 0.03}
 """Share of the noise hits by volume, about as in the TrackML challenge's events."""
