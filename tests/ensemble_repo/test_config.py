@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
+
+from tritrack.ensemble_repo.config import config_text, model_configs
+from tritrack.ensemble_repo.plan import ENSEMBLE, plan_steps
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+from tritrack.stages.contract import CONTRACT_VERSION, HITS, STAGES, TRACK_LABEL
+
+REFERENCE = Path(__file__).parent / "reference"
+UPDATE = "TRITRACK_UPDATE_REFERENCE"
+
+CARD = ModelCard(
+    name="reference",
+    networks=Networks(),
+    cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
+    limits=Limits(max_hits=200_000, max_edges=5_000_000),
+    metrics={},
+    sha256={},
+)
+COMBINATIONS = list(itertools.product(["embedded", "container"], ["cpu", "gpu"]))
+
+
+def rendered(server: Any, device: Any) -> dict[str, str]:
+    configs = model_configs(card=CARD, server=server, device=device, threads=2)
+    return {name: config_text(config) for name, config in configs.items()}
+
+
+@pytest.mark.parametrize(("server", "device"), COMBINATIONS)
+def test_configurations_are_the_reference(server: str, device: str) -> None:
+    folder = REFERENCE / f"{server}_{device}"
+    texts = rendered(server, device)
+    if os.environ.get(UPDATE):
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.iterdir():
+            stale.unlink()
+        for name, text in texts.items():
+            (folder / f"{name}.pbtxt").write_text(text)
+    reference = {path.stem: path.read_text() for path in folder.glob("*.pbtxt")}
+    drift = [
+        line
+        for name in sorted(reference.keys() | texts.keys())
+        for line in difflib.unified_diff(
+            reference.get(name, "").splitlines(),
+            texts.get(name, "").splitlines(),
+            f"reference/{folder.name}/{name}.pbtxt",
+            "rendered now",
+            lineterm="",
+        )
+    ]
+    hint = f"\nIf this is what you want: {UPDATE}=1 pytest tests/ensemble_repo/test_config.py"
+    assert not drift, "\n".join(drift) + hint
+
+
+@pytest.mark.parametrize(("server", "device"), COMBINATIONS)
+def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> None:
+    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8}
+    texts = rendered(server, device)
+    steps = plan_steps(server)
+    assert list(texts) == [*(step.name for step in steps), ENSEMBLE]
+    wanted = {step.name: (step.inputs, step.outputs) for step in steps} | {
+        ENSEMBLE: ((HITS,), (TRACK_LABEL,))
+    }
+    for name, text in texts.items():
+        assert re.search(r"^max_batch_size: 0$", text, re.MULTILINE)
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+        assert config.name == name
+        for tensors, specs in zip((config.input, config.output), wanted[name], strict=True):
+            assert [tensor.name for tensor in tensors] == [spec.name for spec in specs]
+            for tensor, spec in zip(tensors, specs, strict=True):
+                wire = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+                assert np.dtype(triton_to_np_dtype(wire)) == spec.dtype
+                assert list(tensor.dims) == [sizes.get(dim, dim) for dim in spec.dims]
+
+
+@pytest.mark.parametrize(("server", "device"), COMBINATIONS)
+def test_the_ensemble_is_wired(server: Any, device: Any) -> None:
+    configs = model_configs(card=CARD, server=server, device=device, threads=2)
+    ensemble = configs[ENSEMBLE]
+    known = {HITS.name}
+    for step in ensemble.ensemble_scheduling.step:
+        config = configs[step.model_name]
+        assert set(step.input_map) == {tensor.name for tensor in config.input}
+        assert set(step.output_map) == {tensor.name for tensor in config.output}
+        assert set(step.input_map.values()) <= known, f"{step.model_name} wants what nobody gave"
+        assert not set(step.output_map.values()) & known, f"{step.model_name} gives what is there"
+        known |= set(step.output_map.values())
+    assert TRACK_LABEL.name in known
+    # What sees HITS first checks them, and what follows the filter sees the surviving pairs.
+    by_name = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
+    filtered = {"embedded": "filter_EDGE_INDEX", "container": "cut_EDGE_INDEX"}[server]
+    assert by_name["gnn"].input_map["EDGE_INDEX"] == filtered
+    assert by_name["labelling"].input_map["EDGE_INDEX"] == filtered
+    assert by_name["filter"].input_map["EDGE_INDEX"] == "EDGE_INDEX"
+    checked = {"embedded": "HITS", "container": "entry_HITS"}[server]
+    assert {by_name[stage.name].input_map["HITS"] for stage in STAGES} == {checked}
+
+
+@pytest.mark.parametrize(("server", "device"), COMBINATIONS)
+def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
+    configs = model_configs(card=CARD, server=server, device=device, threads=3)
+    for step in plan_steps(server):
+        config = configs[step.name]
+        values = {key: value.string_value for key, value in config.parameters.items()}
+        kind = model_config_pb2.ModelInstanceGroup.Kind.Name(config.instance_group[0].kind)
+        assert kind == f"KIND_{device.upper()}"
+        if step.backend == "python":
+            assert values["card_sha256"] == CARD.hash
+            assert values["contract_version"] == str(CONTRACT_VERSION)
+            assert values["threads"] == "3"
+            assert (values.get("FORCE_CPU_ONLY_INPUT_TENSORS") == "no") == (device == "gpu")
+        else:
+            assert values["intra_op_thread_count"] == "3"
+            assert config.default_model_filename == f"{step.name}.onnx"
+    values = {key: value.string_value for key, value in configs[ENSEMBLE].parameters.items()}
+    assert (values["max_hits"], values["max_edges"]) == ("200000", "5000000")
+    assert values["card_sha256"] == CARD.hash
+
+
+def test_a_batch_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_batch_size is 8"):
+        config_text(model_config_pb2.ModelConfig(name="graph", max_batch_size=8))

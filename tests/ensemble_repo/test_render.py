@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from tritrack.ensemble_repo.config import model_configs
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, ENSEMBLE, plan_steps
+from tritrack.ensemble_repo.render import RepositoryError, render_repository
+from tritrack.ensemble_repo.steps import load_step
+from tritrack.stages.card import CardError, read_card
+from tritrack.stages.contract import HITS, STAGES, TRACK_LABEL, ContractError
+from tritrack.stages.engine import OnnxEngine
+from tritrack.stages.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def render(engines: Path, out: Path, **changes: Any) -> None:
+    options: dict[str, Any] = {"server": "embedded", "device": "cpu", "threads": 2}
+    render_repository(engines=engines, out=out, **(options | changes))
+
+
+def draw_hits(n_hits: int, *, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    phi, z = rng.uniform(-np.pi, np.pi, n_hits), rng.uniform(-1000, 1000, n_hits)
+    r = rng.choice([32, 72, 116, 172, 260, 360, 500, 660, 820, 1020], n_hits)
+    return np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("server", ["embedded", "container"])
+def test_a_repository_holds_what_each_step_needs(small_engines: Path, tmp_path: Path, server: Any) -> None:
+    out = tmp_path / "repository"
+    render(small_engines, out, server=server)
+    steps = plan_steps(server)
+    assert {path.name for path in out.iterdir()} == {ENSEMBLE, *(step.name for step in steps)}
+    assert (out / ENSEMBLE / "1").is_dir()
+    for step in steps:
+        assert {path.name for path in (out / step.name / "1").iterdir()} == set(step.files)
+        for file in set(step.files) - {ADAPTER_FILE}:
+            assert (out / step.name / "1" / file).read_bytes() == (small_engines / file).read_bytes()
+
+
+@pytest.mark.parametrize("n_hits", [0, 1, 2, 300])
+@pytest.mark.parametrize("server", ["embedded", "container"])
+def test_every_plan_finds_the_chains_tracks(
+    small_engines: Path, tmp_path: Path, server: Any, n_hits: int
+) -> None:
+    """Walk the ensemble's maps in process: the steps' functions, and the engines as a native backend runs them."""
+    render(small_engines, tmp_path / "repository", server=server)
+    card = read_card(small_engines)
+    specs = {stage.name: stage for stage in STAGES}
+    native = {step.name for step in plan_steps(server) if step.backend != "python"}
+    hits = draw_hits(n_hits, seed=n_hits)
+    tensors = {HITS.name: hits}
+    ensemble = model_configs(card=card, server=server, device="cpu", threads=2)[ENSEMBLE]
+    for step in ensemble.ensemble_scheduling.step:
+        folder = tmp_path / "repository" / step.model_name / "1"
+        inputs = {name: tensors[source] for name, source in step.input_map.items()}
+        if step.model_name in native:
+            spec = specs[step.model_name]
+            engine = OnnxEngine(folder / f"{spec.name}.onnx", spec=spec, threads=2)
+            outputs = {spec.engine[0].name: engine(*(inputs[tensor.name] for tensor in spec.inputs))}
+        else:
+            outputs = load_step(step.model_name, folder, threads=2)(inputs)
+        tensors |= {target: outputs[name] for name, target in step.output_map.items()}
+    expected = Pipeline.load(small_engines, threads=2).find(hits)
+    np.testing.assert_array_equal(tensors[TRACK_LABEL.name], expected)
+
+
+@pytest.mark.parametrize(
+    ("hits", "sentence"),
+    [
+        (np.full((2, 3), np.nan, dtype=np.float32), "rows 0, 1"),
+        (np.zeros((5001, 3), dtype=np.float32), "5001 hits, the model's limit max_hits is 5000"),
+        (np.zeros((2, 4), dtype=np.float32), "axis 1"),
+    ],
+)
+def test_the_entry_step_checks_the_hits(small_engines: Path, hits: np.ndarray, sentence: str) -> None:
+    step = load_step("entry", small_engines, threads=1)
+    with pytest.raises(ContractError, match=sentence):
+        step({HITS.name: hits})
+
+
+def test_the_cut_step_wants_a_score_per_pair(small_engines: Path) -> None:
+    step = load_step("cut", small_engines, threads=1)
+    edges = np.array([[0, 1, 2], [1, 2, 3]], dtype=np.int32)
+    kept = step({"EDGE_INDEX": edges, "PAIR_SCORE": np.array([0.9, 0.1, 0.4], dtype=np.float32)})
+    np.testing.assert_array_equal(kept["EDGE_INDEX"], edges[:, [0, 2]])  # the card's filter_cut is 0.4
+    with pytest.raises(ContractError, match="PAIR_SCORE"):
+        step({"EDGE_INDEX": edges, "PAIR_SCORE": np.zeros(2, dtype=np.float32)})
+
+
+def test_an_earlier_repository_is_replaced(small_engines: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    render(small_engines, out, server="container")
+    render(small_engines, out, server="embedded")
+    assert not (out / "cut").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_a_failure_keeps_the_earlier_repository(small_engines: Path, tmp_path: Path) -> None:
+    out, engines = tmp_path / "repository", tmp_path / "engines"
+    render(small_engines, out)
+    engines.mkdir()
+    for name in ("card.json", "embedding.onnx"):
+        (engines / name).write_bytes((small_engines / name).read_bytes())
+    with pytest.raises(RepositoryError, match=r"filter\.onnx: missing, the step filter needs it"):
+        render(engines, out)
+    assert (out / "gnn" / "1" / "gnn.onnx").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "engines"}
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(small_engines: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RepositoryError, match="name another folder"):
+        render(small_engines, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_what_the_user_did_wrong_is_said(small_engines: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="threads: 0 given"):
+        render(small_engines, tmp_path / "repository", threads=0)
+    with pytest.raises(CardError, match="no model card there"):
+        render(tmp_path, tmp_path / "repository")
