@@ -94,7 +94,7 @@ def fit(
         torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm=1.0)
         optimizer.step()
         rate.step()
-        on_step(step, float(value))
+        on_step(step, float(value.detach()))
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
             partial = checkpoint.with_suffix(".partial")
             torch.save(

@@ -22,7 +22,7 @@ MARGIN = 1.0
 NEGATIVE_WEIGHT = 0.01
 """Cost of a stranger at distance 0: more keeps neighbourhoods small, less keeps pairs together."""
 
-N_QUERIES = 2048
+N_QUERIES = 768
 N_HARD_NEGATIVES = 200_000
 N_FILTER_NEGATIVES = 150_000
 GAP_WEIGHT = (1.0, 0.3)
@@ -45,8 +45,8 @@ def embedding_loss(network: EmbeddingNetwork, sample: Sample, rng: np.random.Gen
         loss = loss + gap_weight * (weight * squared).sum() / weight.sum().clamp(min=1.0)
     queries = rng.choice(sample.hits.shape[0], size=min(N_QUERIES, sample.hits.shape[0]), replace=False)
     with torch.no_grad():
-        near = torch.cdist(embedding[queries], embedding) < MARGIN
-        query, neighbour = (side.cpu().numpy() for side in near.nonzero(as_tuple=True))
+        near = (torch.cdist(embedding[queries], embedding) < MARGIN).cpu().numpy()
+    query, neighbour = np.divmod(np.flatnonzero(near), sample.hits.shape[0])
     hit = queries[query]
     stranger = (sample.particle[hit] != sample.particle[neighbour]) | (sample.particle[hit] < 0)
     stranger &= hit != neighbour

@@ -1,0 +1,57 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+
+ENGINES := build/engines
+REPOSITORY := build/model_repository
+WEIGHTS := weights/default
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# A stamp per set of extras: the demo needs neither the simulation nor the test tools.
+$(VENV)/demo: pyproject.toml constraints.txt
+	$(call install,export$(,)plots$(,)server)
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch $@ $(VENV)/demo
+
+, := ,
+define install
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt $(PIP_ARGS) -e '.[$(1)]'
+endef
+
+.PHONY: demo
+demo: $(VENV)/demo  ## Find the tracks of the sample events with a real Triton server
+	$(BIN)/python -m tritrack.demo
+
+.PHONY: test
+test: $(VENV)/dev  ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/dev  ## Run ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: export
+export: $(VENV)/demo  ## Export the shipped weights to build/engines
+	$(BIN)/tritrack export --engine onnx --weights $(WEIGHTS) --out $(ENGINES)
+
+.PHONY: serve
+serve: export  ## Serve the shipped weights until Ctrl-C
+	$(BIN)/tritrack repository --engines $(ENGINES) --device cpu --server embedded --out $(REPOSITORY)
+	$(BIN)/tritrack serve $(REPOSITORY)
+
+.PHONY: clean
+clean:  ## Remove what was built, the environment excepted
+	rm -rf build dist *.egg-info

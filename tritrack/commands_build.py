@@ -1,0 +1,157 @@
+"""The commands that make things: events, weights, engines, a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tritrack.export.gates import GateResult
+
+# Libraries are imported inside each command, so that a client without extras has every --help.
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+EngineKind = Literal["onnx"]
+ServerKind = Literal["embedded", "container"]
+DeviceKind = Literal["cpu", "gpu"]
+LastNetwork = Literal["embedding", "filter", "gnn", "all"]
+
+
+def bar() -> Progress:
+    """Return the project's progress bar."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder for the events, one Parquet file each.")],
+    *,
+    events: Annotated[int, typer.Option(min=1, help="Number of events.")],
+    pileup: Annotated[float, typer.Option(min=0, help="Mean number of soft collisions an event.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed; event I of a seed is always the same bytes.")],
+    first: Annotated[int, typer.Option(min=0, help="Number of the first event.")] = 0,
+    noise: Annotated[float, typer.Option(help="Share of an event's final hits that are noise.")] = 0.0,
+    inefficiency: Annotated[float, typer.Option(help="Share of the particles' hits that are lost.")] = 0.0,
+    beamspot_z: Annotated[float, typer.Option(help="Spread of the collisions along the beam [mm].")] = 55.0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Simulate top pairs with pile-up in the TrackML detector (Pythia 8, ACTS Fatras)."""
+    from tritrack.events.simulation import SimulationSettings
+    from tritrack.events.simulation import simulate as run
+
+    settings = SimulationSettings(
+        seed=seed, pileup=pileup, noise=noise, inefficiency=inefficiency, beamspot_z=beamspot_z
+    )
+    with bar() as progress:
+        task = progress.add_task("simulating", total=events, note="")
+        for path in run(settings, out, n_events=events, first=first, jobs=jobs):
+            progress.update(task, advance=1, note=path.name)
+
+
+def train(
+    network: Annotated[LastNetwork, typer.Argument(help="Train up to and including this network.")],
+    *,
+    events: Annotated[Path, typer.Option(help="Folder of simulated events to train on.")],
+    validation: Annotated[Path, typer.Option(help="Folder of other events, to choose the cuts on.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights and their card.")],
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped training resumes.")],
+    n_events: Annotated[int, typer.Option(min=1, help="Train on at most so many events.")] = 1_000_000,
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "tritrack",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 1,
+    data_seed: Annotated[int, typer.Option(help="Seed of the events, for the card.")] = 1,
+    pileup: Annotated[float, typer.Option(help="Pile-up of the events, for the card.")] = 40.0,
+    embedding_steps: Annotated[int, typer.Option(min=1, help="Steps (one event each).")] = 1500,
+    filter_steps: Annotated[int, typer.Option(min=1, help="Steps (one event each).")] = 600,
+    gnn_steps: Annotated[int, typer.Option(min=1, help="Steps (one event each).")] = 2400,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 2e-3,
+    max_hits: Annotated[int, typer.Option(min=1, help="Largest event the model will take [hits].")] = 200_000,
+    max_edges: Annotated[int, typer.Option(min=1, help="Most pairs of its graph.")] = 16_000_000,
+) -> None:
+    """Train the embedding, the filter and the GNN, in that order."""
+    from tritrack.stages.card import Limits, Networks
+    from tritrack.training.loop import Schedule
+    from tritrack.training.train import Plan, Trainer
+
+    plan = Plan(
+        events=events,
+        validation=validation,
+        n_events=n_events,
+        work=work,
+        out=out,
+        name=name,
+        seed=seed,
+        data_seed=data_seed,
+        first_event=0,
+        pileup=pileup,
+        embedding=Schedule(steps=embedding_steps, learning_rate=learning_rate),
+        filter=Schedule(steps=filter_steps, learning_rate=learning_rate),
+        gnn=Schedule(steps=gnn_steps, learning_rate=learning_rate),
+        networks=Networks(),
+        limits=Limits(max_hits=max_hits, max_edges=max_edges),
+    )
+    with bar() as progress:
+        tasks = {
+            stage: progress.add_task(stage, total=steps.steps, note="", start=False)
+            for stage, steps in (("embedding", plan.embedding), ("filter", plan.filter), ("gnn", plan.gnn))
+        }
+
+        def on_step(stage: str, done: int, _: int, loss: float) -> None:
+            progress.start_task(tasks[stage])
+            progress.update(tasks[stage], completed=done, note=f"loss {loss:.4f}")
+
+        trainer = Trainer(plan, on_step=on_step, on_note=progress.console.print)
+        card = trainer.run("gnn" if network == "all" else network)
+    if card is not None:
+        console.print(f"{out}: weights and card of {card.name}")
+
+
+def export(
+    *,
+    weights: Annotated[Path, typer.Option(help="Folder of weights.")],
+    out: Annotated[Path, typer.Option(help="Folder for the engines.")],
+    engine: Annotated[EngineKind, typer.Option(help="Engine to export to.")] = "onnx",
+    threads: Annotated[int, typer.Option(min=1, help="Threads an engine is gated under.")] = 2,
+) -> None:
+    """Export the five stages, each behind its parity gate."""
+    from tritrack.export.onnx import export_engines
+
+    export_engines(weights=weights, out=out, threads=threads, on_stage=print_gates)
+    console.print(f"{out}: engines for {engine}, and the model card")
+
+
+def print_gates(stage: str, results: Sequence[GateResult]) -> None:
+    """Print a stage's parity in one line."""
+    worst = max(results, key=lambda result: result.deviation / result.tolerance if result.tolerance else 0)
+    console.print(
+        f"{stage}: {len(results)} comparisons passed, largest deviation {worst.deviation:.1e} "
+        f"(tolerance {worst.tolerance:.0e})"
+    )
+
+
+def repository(
+    *,
+    engines: Annotated[Path, typer.Option(help="Folder of engines.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model repository.")],
+    server: Annotated[ServerKind, typer.Option(help="Server that will read it.")] = "embedded",
+    device: Annotated[DeviceKind, typer.Option(help="Device that the stages run on.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each stage.")] = 2,
+) -> None:
+    """Write the Triton model repository of a folder of engines."""
+    from tritrack.ensemble_repo.render import render_repository
+
+    render_repository(engines=engines, out=out, server=server, device=device, threads=threads)
+    console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")

@@ -1,0 +1,206 @@
+"""The commands that run things: a server, the finding of tracks, their evaluation."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tritrack.service.client import TrackFinder
+from tritrack.service.errors import EventRefusedError, ServerStartError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tritrack.events.event import Event
+    from tritrack.physics.metrics import Report
+
+# Libraries are imported inside each command, so that a client without extras has every --help.
+
+console = Console(highlight=False, soft_wrap=True)
+
+Events = Annotated[
+    list[Path],
+    typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+class UsageError(ValueError):
+    """Options that do not go together."""
+
+
+def serve(
+    repository: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
+    *,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int | None, typer.Option(help="Port for HTTP; a free one if not given.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port for gRPC; a free one if not given.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port for metrics; a free one if not given.")
+    ] = None,
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(help="The server to run; else /opt/tritonserver, PATH, the nvidia-pytriton wheel."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
+) -> None:
+    """Serve a model repository in the foreground; Ctrl-C stops it."""
+    from tritrack.service.server import Ports, Server
+
+    server = Server(
+        repository,
+        executable=tritonserver,
+        address=address,
+        ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+        log=log,
+    )
+    console.print(f"tritonserver from {server.installation.source}: {server.installation.binary}")
+    try:
+        with server:
+            console.print(f"ready: gRPC {server.url}, HTTP {server.http_url}, metrics {server.metrics_url}")
+            status = server.wait()
+    except KeyboardInterrupt:
+        console.print("stopped")
+        return
+    raise ServerStartError(f"the server ended by itself with status {status}")
+
+
+def find(
+    events: Events,
+    *,
+    out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
+    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    local: Annotated[bool, typer.Option(help="Run the same chain in process, without a server.")] = False,
+    engines: Annotated[Path, typer.Option(help="Folder of engines, for --local.")] = Path("build/engines"),
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the chain, for --local.")] = 2,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Time a server may take for an event [s].")
+    ] = 60.0,
+) -> None:
+    """Find the tracks of events, through a server or in process."""
+    from tritrack.events.source import read_all
+    from tritrack.events.tracks import check_track_file, write_tracks
+    from tritrack.stages.contract import ContractError
+
+    if (url is None) != local:
+        raise UsageError("find: give either --url HOST:PORT or --local")
+    check_track_file(out)
+    refused = 0
+    with (
+        _finder(url=url, engines=engines, threads=threads, timeout=timeout) as finder,
+        write_tracks(out) as writer,
+    ):
+        for event in read_all(events):
+            start = time.perf_counter()
+            try:
+                labels = finder(event)
+            except (ContractError, EventRefusedError) as error:
+                refused += 1
+                console.print(f"event {event.event_id}: left out: {error}", markup=False)
+                continue
+            writer.add(event, labels)
+            console.print(
+                f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks, "
+                f"{time.perf_counter() - start:.2f} s"
+            )
+    console.print(f"{out}: written", markup=False)
+    if refused:
+        raise UsageError(f"find: {refused} events were left out, see above")
+
+
+def evaluate(
+    events: Events,
+    *,
+    tracks: Annotated[Path, typer.Option(help="Track file of the events: .parquet or .csv.")],
+    selection: Annotated[str, typer.Option(help="Particles to find: targets or comparison.")] = "targets",
+    as_json: AsJson = False,
+    plots: Annotated[Path | None, typer.Option(help="Folder for plots of the rates.")] = None,
+) -> None:
+    """Compare tracks with the truth: efficiency, fakes, duplicates, with binomial intervals."""
+    from tritrack.events.source import read_all
+    from tritrack.events.tracks import read_tracks
+    from tritrack.physics.matching import pairs_from_labels
+    from tritrack.physics.metrics import count
+    from tritrack.physics.selection import SELECTIONS
+
+    if selection not in SELECTIONS:
+        raise UsageError(f"--selection: {selection} given, {' or '.join(SELECTIONS)} wanted")
+    found = read_tracks(tracks)
+    total = None
+    for event in read_all(events):
+        counts = count(
+            event=event, pairs=pairs_from_labels(found.labels_for(event)), selection=SELECTIONS[selection]
+        )
+        total = counts if total is None else total + counts
+    if total is None:
+        raise UsageError("evaluate: the event files hold no events")
+    report = total.report()
+    if plots is not None:
+        from tritrack.physics.plots import write_plots
+
+        write_plots(reports={tracks.stem: report}, folder=plots)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        console.print(rates_table(report))
+
+
+def info(
+    *,
+    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
+    as_json: AsJson = False,
+) -> None:
+    """Say what is installed here, and what a server serves."""
+    from tritrack.installed import describe, describe_server
+
+    facts = describe(engines) if url is None else describe(engines) | describe_server(url)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in facts.items():
+        table.add_row(
+            key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        )
+    console.print(table)
+
+
+def rates_table(report: Report) -> Table:
+    """Return the physics of a finder as a table."""
+    table = Table(
+        title=f"{report.n_events} events, {report.n_hits} hits, {report.n_tracks} tracks of 5 hits or more, "
+        f"{report.n_targets} particles to find ({report.selection})"
+    )
+    for heading in ("rate", "value", "68 % interval"):
+        table.add_column(heading, justify="left" if heading == "rate" else "right")
+    for name, rate in report.rates.to_json().items():
+        value = "none to count" if rate["value"] is None else f"{rate['value']:.4f}"
+        table.add_row(name.replace("_", " "), value, f"{rate['low']:.4f} to {rate['high']:.4f}")
+    if report.trackml_score is not None:
+        table.add_row("TrackML score", f"{report.trackml_score:.4f}", "")
+    return table
+
+
+@contextmanager
+def _finder(
+    *, url: str | None, engines: Path, threads: int, timeout: float
+) -> Iterator[Callable[[Event], NDArray[np.int64]]]:
+    if url is not None:
+        with TrackFinder(url, timeout=timeout) as finder:
+            yield finder.find
+    else:
+        from tritrack.stages.pipeline import Pipeline
+
+        pipeline = Pipeline.load(engines, threads=threads)
+        yield lambda event: pipeline.find(event.hits)

@@ -1,0 +1,100 @@
+"""What is installed here, and what a server serves: for ``tritrack info`` and for bug reports."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from tritrack.service.client import TrackFinder
+from tritrack.service.errors import ServerStartError
+from tritrack.service.installation import find_installation
+from tritrack.stages.card import CARD_FILE, CardError, read_card
+from tritrack.stages.contract import CONTRACT_VERSION, STAGES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIBRARIES = (
+    "numpy", "pyarrow", "tritonclient", "onnxruntime", "faiss-cpu", "numba", "torch", "nvidia-pytriton",
+    "pyacts", "pythia8mc",
+)  # fmt: skip
+
+
+def describe(engines: Path) -> dict[str, Any]:
+    """Return versions, device, server and engines of this installation, ready for JSON."""
+    return {
+        "tritrack": version("tritrack"),
+        "contract version": CONTRACT_VERSION,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": _device(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "tritonserver": _server(),
+        "engines": _engines(engines),
+    }
+
+
+def describe_server(url: str) -> dict[str, Any]:
+    """Return what a server serves and whether this client fits it (raises ServiceError)."""
+    with TrackFinder(url) as finder:
+        info = finder.server_info()
+    return {
+        "server": info.url,
+        "server version": info.server_version,
+        "server model": info.model,
+        "server steps": ", ".join(info.steps),
+        "server contract version": info.contract_version,
+        "server card": info.card_name,
+        "server card sha256": info.card_sha256,
+        "server limits": {"max_hits": info.max_hits, "max_edges": info.max_edges},
+        "this client fits": info.fits,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "cpu"
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
+
+
+def _server() -> str:
+    try:
+        installation = find_installation()
+    except ServerStartError as error:
+        return str(error)
+    return f"{installation.binary} (from {installation.source})"
+
+
+def _engines(folder: Path) -> dict[str, Any]:
+    if not (folder / CARD_FILE).exists():
+        return {str(folder): "none there"}
+    try:
+        card = read_card(folder)
+    except CardError as error:
+        return {str(folder): str(error)}
+    files = [f"{spec.name}.onnx" for spec in STAGES if (folder / f"{spec.name}.onnx").exists()]
+    cuts, limits = card.cuts, card.limits
+    return {
+        "folder": str(folder),
+        "card": card.name,
+        "sha256": card.hash,
+        "files": " ".join(files),
+        "columns": " ".join(card.columns),
+        "graph": cuts.graph,
+        "radius": round(cuts.radius, 4),
+        "filter_cut": round(cuts.filter_cut, 5),
+        "gnn_cut": cuts.gnn_cut,
+        "labelling": cuts.labelling,
+        "max_hits": limits.max_hits,
+        "max_edges": limits.max_edges,
+    }
