@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("faiss")
+pytest.importorskip("numba")
+
+from tritrack.stages.contract import ContractError
+from tritrack.stages.graph import FLAT_SEARCH_HITS, knn_graph, orient_pairs, radius_graph
+from tritrack.stages.reference import radius_pairs
+
+NO_LIMIT = 1 << 30
+
+
+@st.composite
+def clouds(draw):
+    """Hits and points in a learned space of any dimension and scale, some of them at one place."""
+    n_hits, dim = draw(st.integers(0, 40)), draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    spread = 10.0 ** rng.uniform(draw(st.integers(-3, 0)), 0.0, dim)
+    points = rng.normal(0.0, spread, (n_hits, dim)) * 10.0 ** draw(st.integers(-6, 6))
+    points += draw(st.sampled_from([0.0, 1.0, -1e4]))
+    if n_hits and draw(st.booleans()):
+        points = points[rng.integers(0, max(n_hits // 3, 1), n_hits)]
+    if n_hits and draw(st.booleans()):
+        points[0] += 1e8  # one hit far from all others
+    hits = rng.normal(0.0, 500.0, (n_hits, 3))
+    if draw(st.booleans()):
+        hits = np.round(hits, -3)  # several hits at one distance from the origin
+    scale = np.abs(np.diff(points, axis=0)).max(initial=1e-9)
+    radius = float(np.float32(scale * 10.0 ** draw(st.floats(-3.0, 1.0))))
+    return hits.astype(np.float32), points.astype(np.float32), radius
+
+
+def sure_pairs(hits, embedding, radius):
+    """All pairs, and those so close to the radius that float32 may put them on either side."""
+    pairs, distance = radius_pairs(hits, embedding, radius=radius * (1 + 1e-5))
+    either = np.abs(distance[tuple(pairs)] - radius) <= 1e-5 * radius
+    return {tuple(pair) for pair in pairs.T.tolist()}, {tuple(pair) for pair in pairs[:, either].T.tolist()}
+
+
+def check_order(hits, pairs):
+    assert pairs.dtype == np.int32
+    keys = pairs[0].astype(np.int64) * len(hits) + pairs[1]
+    assert (np.diff(keys) > 0).all()
+    inner, outer = np.square(hits.astype(np.float64)).sum(axis=1)[pairs]
+    assert ((inner < outer) | ((inner == outer) & (pairs[0] < pairs[1]))).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(clouds())
+def test_radius_graph_is_every_pair_within_the_radius(cloud):
+    hits, embedding, radius = cloud
+    pairs = radius_graph(hits, embedding, radius=radius, max_edges=NO_LIMIT)
+    check_order(hits, pairs)
+    wanted, either = sure_pairs(hits, embedding, radius)
+    found = {tuple(pair) for pair in pairs.T.tolist()}
+    assert wanted - either <= found <= wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(clouds(), st.integers(1, 50))
+def test_knn_graph_holds_the_nearest_within_the_radius(cloud, k):
+    hits, embedding, radius = cloud
+    pairs = knn_graph(hits, embedding, k=k, radius=radius, max_edges=NO_LIMIT)
+    check_order(hits, pairs)
+    wanted, either = sure_pairs(hits, embedding, radius)
+    found = {tuple(pair) for pair in pairs.T.tolist()}
+    assert found <= wanted
+    if k >= len(hits):
+        assert wanted - either <= found
+
+
+def test_knn_graph_keeps_k_neighbours():
+    along = np.arange(8, dtype=np.float32)[:, None] ** 1.1
+    hits = np.repeat(along + 1, 3, axis=1)
+    pairs = knn_graph(hits, along, k=1, radius=100.0, max_edges=NO_LIMIT)
+    assert pairs.T.tolist() == [[i, i + 1] for i in range(7)]
+
+
+def test_knn_graph_of_a_large_event_finds_most_pairs():
+    rng = np.random.default_rng(0)
+    n_hits = FLAT_SEARCH_HITS + 1
+    embedding = rng.uniform(0.0, 1.0, (n_hits, 2)).astype(np.float32)
+    hits = rng.normal(0.0, 500.0, (n_hits, 3)).astype(np.float32)
+    exact = radius_graph(hits, embedding, radius=0.01, max_edges=NO_LIMIT)
+    found = knn_graph(hits, embedding, k=30, radius=0.01, max_edges=NO_LIMIT)
+    assert found.shape[1] > 0.97 * exact.shape[1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(clouds(), st.randoms(use_true_random=False))
+def test_permuted_hits_give_the_same_pairs(cloud, random):
+    hits, embedding, radius = cloud
+    order = np.array(random.sample(range(len(hits)), len(hits)), dtype=np.int64)
+    pairs = radius_graph(hits, embedding, radius=radius, max_edges=NO_LIMIT)
+    permuted = order[radius_graph(hits[order], embedding[order], radius=radius, max_edges=NO_LIMIT)]
+    _, either = sure_pairs(hits, embedding, radius)
+    difference = {frozenset(p) for p in pairs.T.tolist()} ^ {frozenset(p) for p in permuted.T.tolist()}
+    assert difference <= {frozenset(p) for p in either}
+
+
+@pytest.mark.parametrize("n_hits", [0, 1])
+@pytest.mark.parametrize("method", ["radius", "knn"])
+def test_too_few_hits_give_no_pairs(n_hits, method):
+    hits, embedding = np.ones((n_hits, 3), np.float32), np.ones((n_hits, 4), np.float32)
+    if method == "radius":
+        pairs = radius_graph(hits, embedding, radius=1.0, max_edges=0)
+    else:
+        pairs = knn_graph(hits, embedding, k=3, radius=1.0, max_edges=0)
+    assert pairs.shape == (2, 0)
+    assert pairs.dtype == np.int32
+
+
+def test_hits_at_one_place_are_all_pairs():
+    hits = np.ones((30, 3), np.float32)
+    pairs = radius_graph(hits, np.ones((30, 4), np.float32), radius=0.1, max_edges=435)
+    assert pairs.T.tolist() == [[i, j] for i in range(30) for j in range(i + 1, 30)]
+
+
+@pytest.mark.parametrize("method", ["radius", "knn"])
+def test_over_the_limit(method):
+    hits, embedding = np.ones((30, 3), np.float32), np.ones((30, 4), np.float32)
+    with pytest.raises(ContractError, match=r"graph gives 435 edges, the model's limit max_edges is 434"):
+        if method == "radius":
+            radius_graph(hits, embedding, radius=1.0, max_edges=434)
+        else:
+            knn_graph(hits, embedding, k=30, radius=1.0, max_edges=434)
+
+
+def test_inner_hit_comes_first_and_ties_go_to_the_lower_index():
+    hits = np.array([[3, 0, 0], [0, 0, 1], [0, 3, 0], [0, 0, -2]], dtype=np.float32)
+    pairs = np.array([[0, 2, 0, 1], [1, 0, 3, 3]], dtype=np.int32)
+    assert orient_pairs(hits, pairs).T.tolist() == [[0, 2], [1, 0], [1, 3], [3, 0]]
