@@ -108,16 +108,15 @@ class StepStatistics:
     ----------
     name
         Name of the step.
-    successes, failures
-        Requests answered and refused.
+    count
+        Requests taken through the step; Triton counts those that a Python step refused among them.
     queue_ns, compute_ns
-        Total time that the answered requests waited, and that the step took with them (moving tensors in
-        and out of the step included), in ns.
+        Total time that these requests waited, and that the step took with them (moving tensors in and out
+        of the step included), in ns.
     """
 
     name: str
-    successes: int
-    failures: int
+    count: int
     queue_ns: int
     compute_ns: int
 
@@ -243,8 +242,7 @@ def step_statistics(response: Any, steps: tuple[str, ...]) -> tuple[StepStatisti
     return tuple(
         StepStatistics(
             name=step,
-            successes=stats.success.count,
-            failures=stats.fail.count,
+            count=stats.success.count,
             queue_ns=stats.queue.ns,
             compute_ns=stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns,
         )

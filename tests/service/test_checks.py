@@ -1,0 +1,243 @@
+"""What is checked before a server starts, and what a client needs; no server runs here."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tritrack.service import installation, repository
+from tritrack.service import shm as shared_memory
+from tritrack.service.client import TrackFinder
+from tritrack.service.errors import ServerStartError, ServiceError, UnavailableError
+from tritrack.service.installation import Installation, find_installation
+from tritrack.service.log import explain, port_taken
+from tritrack.service.protocol import retry_delays
+from tritrack.service.server import Ports, Server
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def executable(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Installation:
+    """A folder laid out like the wheel's server."""
+    (tmp_path / "tritonserver" / "python_backend_stubs").mkdir(parents=True)
+    binary = executable(tmp_path / "tritonserver" / "bin" / "tritonserver")
+    return Installation(binary=binary, source="a test")
+
+
+def test_places_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_wheel(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    named = executable(tmp_path / "named" / "bin" / "tritonserver")
+    container = executable(tmp_path / "opt" / "bin" / "tritonserver")
+    on_path = executable(tmp_path / "programs" / "tritonserver")
+    monkeypatch.setattr(installation, "CONTAINER", tmp_path / "opt")
+    monkeypatch.setenv("PATH", str(on_path.parent))
+    for given in (named, named.parents[1]):
+        assert find_installation(given) == Installation(binary=named, source="the path given")
+    assert find_installation().binary == container
+    container.unlink()
+    assert find_installation() == Installation(binary=on_path, source="PATH")
+    on_path.unlink()
+    monkeypatch.setattr(metadata, "distribution", no_wheel)
+    with pytest.raises(ServerStartError, match=r"no tritonserver in .* pip install 'tritrack\[server\]'"):
+        find_installation()
+    with pytest.raises(ServerStartError, match=r"nowhere: no tritonserver there"):
+        find_installation(tmp_path / "nowhere")
+
+
+def test_numpy_2_is_refused(wheel: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "2.2.6")
+    monkeypatch.setattr(os, "confstr", lambda _: "glibc 2.36")
+    with pytest.raises(ServerStartError, match=r"NumPy 2\.2\.6 .* pip install 'numpy<2'"):
+        wheel.check()
+
+
+@pytest.mark.parametrize("library", ["glibc 2.34", "glibc 2.9", "", None])
+def test_an_old_glibc_is_refused(
+    wheel: Installation, monkeypatch: pytest.MonkeyPatch, library: str | None
+) -> None:
+    monkeypatch.setattr(os, "confstr", lambda _: library)
+    with pytest.raises(ServerStartError, match=r"needs glibc 2\.35 .* container"):
+        wheel.check()
+
+
+def test_a_missing_libpython_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda _: str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    monkeypatch.setattr("ctypes.util.find_library", lambda _: None)
+    with pytest.raises(ServerStartError, match=r"needs libpython3\.\d+\.so\.1\.0, .* apt install libpython3"):
+        installation.find_libpython()
+
+
+def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
+    other = Installation(binary=executable(tmp_path / "bin" / "tritonserver"), source="a test")
+    other.check()
+    assert other.arguments(tmp_path) == []
+    environment = other.environment(tmp_path)
+    assert environment.pop("ORT_DISABLE_TELEMETRY") == "1"
+    assert environment.items() <= os.environ.items()
+
+
+def served_card(folder: Path) -> ModelCard:
+    card = ModelCard(
+        name="large",
+        networks=Networks(embedding_dim=8),
+        cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
+        limits=Limits(max_hits=1000, max_edges=1_000_000),
+        metrics={},
+        sha256={},
+    )
+    for step in ("embedding", "graph"):
+        (folder / step / "1").mkdir(parents=True)
+        (folder / step / "1" / "card.json").write_bytes(card.to_json())
+    return card
+
+
+def test_shared_memory_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = served_card(tmp_path)
+    # EDGE_INDEX (8 bytes a pair) crosses five boundaries, the scores (4 bytes) two; HITS (12) five, EMBEDDING
+    # (32) two, TRACK_LABEL (8) one.
+    at_limits = 1_000_000 * (5 * 8 + 2 * 4) + 1000 * (5 * 12 + 2 * 32 + 8)
+    assert repository.shared_memory_at_limits(card) == at_limits
+    for free, complaints in ((1 << 30, 0), (20 << 20, 1)):
+        caplog.clear()
+        monkeypatch.setattr(repository, "free_bytes", lambda free=free: free)
+        repository.check_repository(tmp_path)
+        assert len(caplog.records) == complaints
+    monkeypatch.setattr(repository, "free_bytes", lambda: 1 << 20)
+    with pytest.raises(ServerStartError, match=r"1 MB are free, the server's steps take 2 MB; .*--shm-size"):
+        repository.check_repository(tmp_path)
+
+
+def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServerStartError, match="no model repository there"):
+        repository.check_repository(tmp_path)
+    served_card(tmp_path)
+    (tmp_path / "embedding" / "1" / "card.json").write_text("{}")
+    with pytest.raises(ServerStartError, match=r"card\.json"):
+        repository.check_repository(tmp_path)
+
+
+def test_regions_of_the_living_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "SHM", tmp_path)
+    living, dead = shared_memory.Regions(), shared_memory.Regions()
+    for regions in (living, dead):
+        (tmp_path / f"{regions.prefix}region").touch()
+    (tmp_path / "tritrack_something_else").touch()
+    fcntl.flock(dead.lock, fcntl.LOCK_UN)
+    assert shared_memory.remove_leftovers() == [f"{dead.prefix}region"]
+    assert len(list(tmp_path.iterdir())) == 3
+    living.close()
+    dead.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["tritrack_something_else"]
+
+
+@pytest.mark.parametrize(
+    ("log", "reasons", "taken"),
+    [
+        (
+            (
+                "E1123 08:31:11.498040 68 model_lifecycle.cc:642] \"failed to load 'gnn' version 1: Internal: "
+                'CardError: gnn.onnx: no engine there\\n\\nAt:\\n  stage.py(155): load_stage\\n"\n'
+                "error: creating server: Internal - failed to load all models\n"
+            ),
+            "step gnn: CardError: gnn.onnx: no engine there",
+            False,
+        ),
+        (
+            (
+                'E1123 08:30:12.649198 63 main.cc:245] "failed to start GRPC service: Unavailable - '
+                "Socket '127.0.0.1:1' already in use \"\n"
+            ),
+            "GRPC: Socket '127.0.0.1:1' already in use",
+            True,
+        ),
+        (
+            (
+                'E1123 08:31:09.709093 68 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+                "error: creating server: Internal - failed to stat file\n"
+            ),
+            "creating server: Internal - failed to stat file",
+            False,
+        ),
+        ("bash: line 1: stub: not found\n", "bash: line 1: stub: not found", False),
+        ("", "its log is empty", False),
+    ],
+)
+def test_logs_are_explained(log: str, reasons: str, taken: bool) -> None:
+    assert explain(log) == reasons
+    assert port_taken(log) == taken
+
+
+def test_given_ports_are_kept_and_free_ones_differ() -> None:
+    ports = Ports(grpc=8001).fill("127.0.0.1")
+    assert ports.grpc == 8001
+    assert len({ports.http, ports.grpc, ports.metrics}) == 3
+
+
+def test_a_program_that_is_no_server_is_reported(tmp_path: Path) -> None:
+    served_card(tmp_path)
+    program = executable(tmp_path / "tritonserver")
+    program.write_text("#!/bin/sh\necho no libraries here >&2\nexit 3\n")
+    with pytest.raises(ServerStartError, match="did not start: no libraries here"):
+        Server(tmp_path, executable=program).start()
+
+
+def test_a_server_that_never_gets_ready_is_reported(tmp_path: Path) -> None:
+    served_card(tmp_path)
+    program = executable(tmp_path / "tritonserver")
+    program.write_text("#!/bin/sh\necho still thinking\nexec sleep 600\n")
+    server = Server(tmp_path, executable=program, start_timeout=0.5)
+    with pytest.raises(ServerStartError, match=r"not ready after 0\.5 s: still thinking"):
+        server.start()
+
+
+def test_delays_double_and_end() -> None:
+    assert list(retry_delays(0)) == [None]
+    assert list(retry_delays(6)) == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, None]
+
+
+def test_an_unreachable_server_is_reported() -> None:
+    with socket.socket() as held:  # bound and not listening: nobody else can answer there
+        held.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{held.getsockname()[1]}"
+        with (
+            TrackFinder(url, retries=1) as finder,
+            pytest.raises(
+                UnavailableError, match=rf"the event: {url} is not available after 2 attempts"
+            ) as caught,
+        ):
+            finder.find(np.zeros((3, 3), dtype=np.float32))
+    assert isinstance(caught.value, ServiceError)
+    assert "is the server running" in str(caught.value)
+
+
+def test_the_client_imports_neither_torch_nor_onnxruntime() -> None:
+    program = (
+        "import sys; import tritrack.service.client, tritrack.service.aio, tritrack.service.server; "
+        "print([name for name in ('torch', 'onnxruntime', 'faiss', 'numba', 'psutil') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,205 @@
+"""Hits in, labels out, through a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tritrack.events.event import Event
+from tritrack.service.aio import AsyncTrackFinder
+from tritrack.service.client import TrackFinder
+from tritrack.service.errors import EventRefusedError, MismatchError, UnavailableError
+from tritrack.stages.contract import CONTRACT_VERSION, NO_TRACK, STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tritrack.service.server import Server
+    from tritrack.stages.pipeline import Pipeline
+
+    HitsOf = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def finder(server: Server) -> Iterator[TrackFinder]:
+    with TrackFinder(server.url, timeout=30.0) as client:
+        yield client
+
+
+def numbered(hits: np.ndarray, event_id: int) -> Event:
+    n_hits = len(hits)
+    return Event(
+        event_id=event_id,
+        hits=hits,
+        hit_id=np.arange(n_hits, dtype=np.int64),
+        modules=np.zeros((n_hits, 3), dtype=np.int32),
+    )
+
+
+def tracks_of(labels: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(labels == track).tolist()) for track in set(labels) - {NO_TRACK}}
+
+
+@pytest.mark.parametrize("n_hits", [0, 1, 2, 3, 100, 1000, 2000])
+def test_labels_equal_the_chains(finder: TrackFinder, chain: Pipeline, hits_of: HitsOf, n_hits: int) -> None:
+    hits = hits_of(n_hits, seed=n_hits)
+    labels = finder.find(hits)
+    np.testing.assert_array_equal(labels, chain.find(hits))
+    assert labels.dtype == np.int64
+    assert labels.flags.writeable
+    if n_hits < 3:
+        assert labels.tolist() == [NO_TRACK] * n_hits
+    if n_hits >= 1000:
+        assert labels.max() > 10  # the comparison means something
+
+
+def test_hits_at_one_place_and_isolated_hits(finder: TrackFinder, chain: Pipeline, hits_of: HitsOf) -> None:
+    far = np.array([[32, 0, 0], [-1000, 0, 2900], [0, 500, -2900]], dtype=np.float32)
+    hits = np.concatenate([np.repeat(hits_of(3), 5, axis=0), far])
+    np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
+
+
+def test_the_layout_in_memory_does_not_matter(finder: TrackFinder, hits_of: HitsOf) -> None:
+    hits = hits_of(500)
+    expected = finder.find(hits)
+    wide = np.zeros((1000, 6), dtype=np.float32)
+    wide[::2, ::2] = hits
+    for same in (np.asfortranarray(hits), wide[::2, ::2]):
+        np.testing.assert_array_equal(finder.find(same), expected)
+
+
+def test_permuted_hits_give_the_same_tracks(finder: TrackFinder, hits_of: HitsOf) -> None:
+    hits = hits_of(1000)
+    order = np.random.default_rng(5).permutation(len(hits))
+    labels = np.empty(len(hits), dtype=np.int64)
+    labels[order] = finder.find(hits[order])
+    tracks = tracks_of(finder.find(hits))
+    assert len(tracks) > 10
+    # Scores may differ in the last bit when pairs are in another order; a pair at a cut may then flip.
+    assert len(tracks & tracks_of(labels)) >= 0.99 * len(tracks)
+
+
+def test_many_events_come_back_in_order(finder: TrackFinder, chain: Pipeline, hits_of: HitsOf) -> None:
+    events = [hits_of(n_hits, seed=i) for i, n_hits in enumerate([900, 0, 10, 400, 1, 700, 3, 200])]
+    expected = [chain.find(hits) for hits in events]
+    for in_flight in (1, 3, 20):
+        found = list(finder.find_many(events, in_flight=in_flight))
+        assert len(found) == len(expected)
+        for labels, reference in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(labels, reference)
+
+
+def test_events_are_read_as_they_are_needed(finder: TrackFinder, hits_of: HitsOf) -> None:
+    read = []
+
+    def source() -> Iterator[np.ndarray]:
+        for i in range(10):
+            read.append(i)
+            yield hits_of(10, seed=i)
+
+    results = finder.find_many(source(), in_flight=2)
+    next(results)
+    assert len(read) <= 3
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_asyncio_finds_the_same(server: Server, chain: Pipeline, hits_of: HitsOf) -> None:
+    events = [numbered(hits_of(n_hits, seed=n_hits), n_hits) for n_hits in (500, 0, 1, 50, 300)]
+
+    async def main() -> tuple[list[np.ndarray], Any, Any]:
+        async with AsyncTrackFinder(server.url, timeout=30.0) as finder:
+            found = [labels async for labels in finder.find_many(events, in_flight=3)]
+            np.testing.assert_array_equal(await finder.find(events[0]), found[0])
+            with pytest.raises(EventRefusedError, match="event 7: HITS"):
+                await finder.find(numbered(np.full((1, 3), np.inf, dtype=np.float32), 7))
+            return found, await finder.server_info(), await finder.statistics()
+
+    found, info, statistics = asyncio.run(main())
+    for event, labels in zip(events, found, strict=True):
+        np.testing.assert_array_equal(labels, chain.find(event.hits))
+    assert info.fits
+    assert len(statistics) == len(STAGES)
+
+
+def test_one_client_serves_several_threads(finder: TrackFinder, chain: Pipeline, hits_of: HitsOf) -> None:
+    hits = [hits_of(200, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(finder.find, hits))
+    for labels, sent in zip(found, hits, strict=True):
+        np.testing.assert_array_equal(labels, chain.find(sent))
+
+
+@pytest.mark.parametrize(
+    ("hits", "sentence"),
+    [
+        (
+            np.zeros((4, 3)),
+            r"dtype is float64, the contract wants float32 .* convert with astype\('float32'\)",
+        ),
+        (np.zeros((4, 2), dtype=np.float32), r"axis 1 \(n_columns\) is 2 long, 3 wanted"),
+        (np.zeros(12, dtype=np.float32), r"shape is \[12\]"),
+        (np.array([[0, 0, 0], [0, np.nan, 0], [np.inf, 0, 0]], dtype=np.float32), "2 of 3 rows .* rows 1, 2"),
+        (np.zeros((5001, 3), dtype=np.float32), "5001 hits, the model's limit max_hits is 5000"),
+        # All at one place: every pair is a candidate, and only the server knows how many that makes.
+        (
+            np.zeros((1000, 3), dtype=np.float32),
+            "graph gives 499500 edges, the model's limit max_edges is 20000",
+        ),
+    ],
+)
+def test_bad_hits_are_refused_by_name(finder: TrackFinder, hits: np.ndarray, sentence: str) -> None:
+    with pytest.raises(EventRefusedError, match=rf"^event 41: .*{sentence}") as caught:
+        finder.find(numbered(hits, 41))
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__  # no traceback of the transport's
+
+
+def test_a_bad_event_stops_the_rest_at_its_place(finder: TrackFinder, hits_of: HitsOf) -> None:
+    bad = hits_of(5)
+    bad[2, 0] = np.nan
+    results = finder.find_many([hits_of(5), hits_of(6), bad, hits_of(7)], in_flight=4)
+    assert [len(next(results)), len(next(results))] == [5, 6]
+    with pytest.raises(EventRefusedError, match=r"^event 2 of those sent, counted from 0: HITS: .* rows 2"):
+        next(results)
+
+
+def test_in_flight_is_at_least_one(finder: TrackFinder) -> None:
+    with pytest.raises(ValueError, match="in_flight: 0 given"):
+        finder.find_many([], in_flight=0)
+
+
+def test_the_server_says_what_it_serves(finder: TrackFinder, chain: Pipeline, server: Server) -> None:
+    info = finder.server_info()
+    assert info.contract_version == CONTRACT_VERSION
+    assert info.fits
+    assert (info.card_name, info.card_sha256) == (chain.card.name, chain.card.hash)
+    assert (info.n_columns, info.max_hits, info.max_edges) == (3, 5000, 20_000)
+    assert info.steps == tuple(stage.name for stage in STAGES)
+    assert info.url == server.url
+    assert info.server_version
+
+
+def test_the_server_counts_its_work(finder: TrackFinder, hits_of: HitsOf) -> None:
+    before = finder.statistics()
+    finder.find(hits_of(100))
+    with pytest.raises(EventRefusedError):
+        finder.find(np.zeros((1000, 3), dtype=np.float32))
+    after = finder.statistics()
+    assert [step.name for step in after] == [stage.name for stage in STAGES]
+    counts = {new.name: new.count - old.count for old, new in zip(before, after, strict=True)}
+    assert counts == {"embedding": 2, "graph": 2, "filter": 1, "gnn": 1, "labelling": 1}
+    assert all(new.compute_ns > old.compute_ns for old, new in zip(before, after, strict=True))
+
+
+def test_another_model_is_not_mistaken_for_a_track_finder(server: Server, hits_of: HitsOf) -> None:
+    with TrackFinder(server.url, model="graph") as client, pytest.raises(MismatchError, match="graph"):
+        client.find(hits_of(3))
+    with (
+        TrackFinder(server.url, model="nosuch", retries=0) as client,
+        pytest.raises(UnavailableError, match="nosuch"),
+    ):
+        client.find(hits_of(3))

@@ -1,0 +1,199 @@
+"""Start, failure and end of real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+psutil = pytest.importorskip("psutil")
+pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
+
+from tritrack.service.client import TrackFinder
+from tritrack.service.errors import RequestTimeoutError, ServerStartError, UnavailableError
+from tritrack.service.server import Ports, Server
+from tritrack.service.shm import SHM, remove_leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tritrack.stages.pipeline import Pipeline
+
+    HitsOf = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def one_step(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a repository of the labelling step alone, which starts sooner."""
+    folder = tmp_path_factory.mktemp("one_step")
+    shutil.copytree(repository / "labelling", folder / "labelling")
+    return folder
+
+
+def family(pid: int) -> list[psutil.Process]:
+    leader = psutil.Process(pid)
+    return [leader, *leader.children(recursive=True)]
+
+
+def own_regions(pid: int) -> set[Path]:
+    """Files in shared memory that a process has open."""
+    return {Path(f.path) for f in psutil.Process(pid).open_files() if Path(f.path).parent == SHM}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_servers_at_once_and_a_clean_end(
+    server: Server, make_server: Callable[[], Server], chain: Pipeline, hits_of: HitsOf
+) -> None:
+    hits = hits_of(500)
+    with make_server() as second:
+        assert len({server.url, second.url, second.http_url, second.metrics_url}) == 4
+        for running in (server, second):
+            with TrackFinder(running.url) as finder:
+                np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
+        processes, regions = family(second.pid), own_regions(second.pid)
+        assert len(processes) == 6  # the server and a stub for each step
+        assert regions
+        assert not regions & own_regions(server.pid)
+    assert not any(process.is_running() for process in processes)
+    assert not any(region.exists() for region in regions)
+    with TrackFinder(server.url) as finder:  # the first one has not noticed
+        np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
+    with pytest.raises(ServerStartError, match="does not run"):
+        _ = second.pid
+
+
+def test_a_server_that_dies_mid_request(make_server: Callable[[], Server], hits_of: HitsOf) -> None:
+    with make_server() as server:
+        processes, regions = family(server.pid), own_regions(server.pid)
+        with (
+            TrackFinder(server.url, timeout=60.0, retries=1) as finder,
+            TrackFinder(server.url, timeout=0.5) as hasty,
+        ):
+            finder.find(hits_of(100))
+            # Stopped, it takes the request and does not answer; then it dies with the request in its hands.
+            os.kill(server.pid, signal.SIGSTOP)
+            with pytest.raises(RequestTimeoutError, match=r"the event: no answer from .* within 0\.5 s"):
+                hasty.find(hits_of(100))
+            killer = threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL))
+            killer.start()
+            with pytest.raises(UnavailableError, match=rf"{server.url} is not available after 2 attempts"):
+                finder.find(hits_of(100))
+            killer.join()
+    assert not any(process.is_running() for process in processes)
+    assert not any(region.exists() for region in regions)
+
+
+def test_a_client_waits_for_its_server(repository: Path, chain: Pipeline, hits_of: HitsOf) -> None:
+    hits = hits_of(300)
+    ports = Ports().fill("127.0.0.1")
+    with (
+        TrackFinder(f"127.0.0.1:{ports.grpc}", retries=100) as finder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        labels = pool.submit(finder.find, hits)
+        with Server(repository, ports=ports):
+            np.testing.assert_array_equal(labels.result(timeout=60), chain.find(hits))
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tritrack.service.server import Server
+
+server = Server(Path(sys.argv[1]))
+server.start()
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def program_with_server(repository: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run a program that starts a server; gives the program and the server's pid."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(repository)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as program:
+        try:
+            assert program.stdout is not None
+            yield program, int(program.stdout.readline())
+        finally:
+            program.kill()
+
+
+def test_what_a_dead_program_left_is_removed(one_step: Path, tmp_path: Path) -> None:
+    """Kill everything of a server at once, the program that started it too: nobody is left to clean up."""
+    with program_with_server(one_step, tmp_path) as (program, pid):
+        processes, regions = family(pid), own_regions(pid)
+        os.killpg(pid, signal.SIGSTOP)
+        program.kill()
+        os.killpg(pid, signal.SIGKILL)
+    wait_until(lambda: not any(process.is_running() for process in processes))
+    assert all(region.exists() for region in regions)
+    remove_leftovers()
+    assert not any(region.exists() for region in regions)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+def test_the_server_ends_with_a_program_that_is_killed(one_step: Path, tmp_path: Path) -> None:
+    with program_with_server(one_step, tmp_path) as (program, pid):
+        processes = family(pid)
+        program.kill()
+    wait_until(lambda: not any(process.is_running() for process in processes))
+    remove_leftovers()
+
+
+def test_a_step_that_does_not_load_is_named(repository: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "repository"
+    shutil.copytree(repository / "gnn", broken / "gnn")
+    (broken / "gnn" / "1" / "gnn.onnx").unlink()
+    with pytest.raises(
+        ServerStartError, match=r"step gnn: CardError: .*gnn\.onnx: no engine there"
+    ) as caught:
+        Server(broken).start()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_named(one_step: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(ServerStartError, match=rf"HTTP: Socket '127\.0\.0\.1:{port}' already in use"):
+            Server(one_step, ports=Ports(http=port)).start()
+
+
+def test_the_log_is_kept_where_it_is_wanted(one_step: Path, tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with Server(one_step, log=log, executable=_wheel_binary()) as server:
+        assert server.installation.source == "the path given"
+        assert "labelling: loaded from" in server.log()
+        with pytest.raises(ServerStartError, match="runs already"):
+            server.start()
+    assert "labelling: loaded from" in log.read_text()
+
+
+def _wheel_binary() -> Path:
+    import pytriton
+
+    return Path(pytriton.__file__).parent / "tritonserver" / "bin" / "tritonserver"

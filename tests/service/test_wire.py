@@ -1,0 +1,92 @@
+"""What the server itself checks, whatever client speaks to it (here: plain tritonclient)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tritrack.service.server import Server
+    from tritrack.stages.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[InferenceServerClient]:
+    with InferenceServerClient(server.url) as connection:
+        yield connection
+
+
+def infer(client: InferenceServerClient, model: str = "track_finder", **tensors: np.ndarray) -> Any:
+    inputs = []
+    for name, array in tensors.items():
+        tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        inputs.append(tensor.set_data_from_numpy(array))
+    return client.infer(model, inputs, client_timeout=30.0)
+
+
+@pytest.mark.parametrize(
+    ("hits", "sentence"),
+    [
+        (np.zeros((4, 3)), "FP64"),
+        (np.zeros((4, 3), dtype=np.int32), "INT32"),
+        (np.zeros((4, 2), dtype=np.float32), "shape"),
+        (np.zeros((4, 3, 1), dtype=np.float32), "shape"),
+        (np.full((4, 3), np.nan, dtype=np.float32), "4 of 4 rows hold NaN or infinity: rows 0, 1, 2, 3"),
+        (np.full((4, 3), -np.inf, dtype=np.float32), "4 of 4 rows hold NaN or infinity"),
+        (np.zeros((5001, 3), dtype=np.float32), "5001 hits, the model's limit max_hits is 5000"),
+        (np.zeros((300, 3), dtype=np.float32), "44850 edges, the model's limit max_edges is 20000"),
+    ],
+)
+def test_bad_hits_are_invalid_arguments(
+    client: InferenceServerClient, hits: np.ndarray, sentence: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=sentence) as caught:
+        infer(client, HITS=hits)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "Traceback" not in caught.value.message()
+
+
+def test_a_request_without_hits_is_an_invalid_argument(client: InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException, match=r"HITS|expected 1 inputs") as caught:
+        infer(client)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_a_step_can_be_asked_alone(
+    client: InferenceServerClient, chain: Pipeline, hits_of: Callable[..., np.ndarray]
+) -> None:
+    """Every step of the server gives what the chain's stage gives on the same inputs."""
+    tensors: dict[str, np.ndarray] = {"HITS": hits_of(1000)}
+    for stage in chain.stages:
+        expected = stage(tensors)
+        inputs = {spec.name: tensors[spec.name] for spec in stage.spec.inputs}
+        result = infer(client, stage.spec.name, **inputs)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(result.as_numpy(name), array)
+        tensors |= expected
+
+
+@pytest.mark.parametrize(
+    ("step", "tensors", "sentence"),
+    [
+        ("gnn", {"EDGE_INDEX": np.array([[0], [9]], dtype=np.int32)}, "there are 4 hits"),
+        ("filter", {"EDGE_INDEX": np.array([[-1], [2]], dtype=np.int32)}, "EDGE_INDEX: holds -1 to 2"),
+        (
+            "graph",
+            {"EMBEDDING": np.zeros((3, 4), dtype=np.float32)},
+            r"axis 0 \(n_hits\) is 3 long, 4 wanted",
+        ),
+    ],
+)
+def test_steps_check_what_fits_together(
+    client: InferenceServerClient, step: str, tensors: dict[str, np.ndarray], sentence: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=sentence) as caught:
+        infer(client, step, HITS=np.zeros((4, 3), dtype=np.float32), **tensors)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
