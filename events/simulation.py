@@ -132,9 +132,10 @@ def check_installed() -> None:
         import acts  # noqa: F401
         import pythia8mc  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"simulation needs the extra 'simulate' ({error.name} is not installed): "
-            "pip install 'tritrack[simulate]'"
+            "pip install 'tritrack[simulate]'",
+            name=error.name,
         ) from None
 
 

@@ -26,7 +26,7 @@ class Schedule:
     Attributes
     ----------
     steps
-        Optimiser steps; one event each.
+        Optimiser steps, at least 3; one event each.
     learning_rate
         Peak of the one-cycle schedule (arXiv:1708.07120) of AdamW (arXiv:1711.05101).
     """
@@ -76,11 +76,14 @@ def fit(
     """
     optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=1e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=schedule.learning_rate, total_steps=schedule.steps, pct_start=0.1
+        optimizer,
+        max_lr=schedule.learning_rate,
+        total_steps=schedule.steps,
+        pct_start=max(0.1, 2 / schedule.steps),  # the rise takes a step at least
     )
     first, minutes = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         rate.load_state_dict(state["rate"])

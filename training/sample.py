@@ -137,4 +137,8 @@ class EventFiles:
         return (self[position] for position in range(len(self)))
 
     def __getitem__(self, position: int) -> Sample:
-        return make_sample(next(read_events(self.paths[position])))
+        path = self.paths[position]
+        events = list(read_events(path))
+        if len(events) != 1:
+            raise EventError(f"{path}: holds {len(events)} events, the training wants one a file")
+        return make_sample(events[0])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tritrack.events.event import EventError
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.stages.labelling import LABELLINGS
@@ -36,7 +37,13 @@ MIN_WEIGHT = 0.5
 
 
 def choose_radius(embedding: nn.Module, samples: Iterable[Sample]) -> float:
-    """Return the radius within which ``GRAPH_RECALL`` of the consecutive pairs lie."""
+    """Return the radius within which ``GRAPH_RECALL`` of the consecutive pairs lie.
+
+    Raises
+    ------
+    EventError
+        Where the events have no such pair.
+    """
     distances = []
     for sample in samples:
         with torch.inference_mode():
@@ -45,17 +52,23 @@ def choose_radius(embedding: nn.Module, samples: Iterable[Sample]) -> float:
         a, b = path_pairs(sample, gap=1)
         counted = sample.weight[a] >= MIN_WEIGHT
         distances.append(np.linalg.norm(points[a[counted]] - points[b[counted]], axis=1))
-    return float(np.quantile(np.concatenate(distances), GRAPH_RECALL))
+    return _quantile(distances, GRAPH_RECALL)
 
 
 def choose_filter_cut(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> float:
-    """Return the highest cut that keeps ``FILTER_RECALL`` of the true pairs of the graphs."""
+    """Return the highest cut that keeps ``FILTER_RECALL`` of the true pairs of the graphs.
+
+    Raises
+    ------
+    EventError
+        Where the graphs have no true pair.
+    """
     scores = []
     for sample, pairs in graphs:
         target, _ = pair_targets(sample, pairs)
         target &= sample.weight[pairs[0]] >= MIN_WEIGHT
         scores.append(pair_scores(network, sample.hits, np.ascontiguousarray(pairs[:, target])))
-    return float(np.quantile(np.concatenate(scores), 1 - FILTER_RECALL))
+    return _quantile(scores, 1 - FILTER_RECALL)
 
 
 def choose_gnn_cut(
@@ -63,7 +76,8 @@ def choose_gnn_cut(
 ) -> tuple[LabellingMethod, float, dict[str, float]]:
     """Return the labelling and the cut with the largest efficiency less fake rate, and their physics.
 
-    The metrics are those of the validation events, which chose the cut: a little better than the truth.
+    The metrics are those of the validation events, which chose the cut: a little better than the truth. A
+    rate of nothing (no tracks, no targets) is not among them, and counts as 0 in the choice.
     """
     scored = [(sample, pairs, edge_scores(network, sample.hits, pairs)) for sample, pairs in graphs]
     best: tuple[float, LabellingMethod, float, dict[str, float]] | None = None
@@ -77,10 +91,18 @@ def choose_gnn_cut(
                 for sample, pairs, scores in scored
             ]
             rates = sum(counts[1:], start=counts[0]).report().rates
-            figures = {key: rate["value"] for key, rate in rates.to_json().items()}
-            merit = figures["efficiency"] - figures["fake_rate"]
+            figures = {k: rate["value"] for k, rate in rates.to_json().items() if rate["value"] is not None}
+            merit = figures.get("efficiency", 0.0) - figures.get("fake_rate", 0.0)
             if best is None or merit > best[0]:
                 best = merit, name, cut, figures
-    if best is None:
-        raise ValueError("no validation events to choose a cut on")
+    assert best is not None
     return best[1:]
+
+
+def _quantile(values: list[NDArray[np.float32]], share: float) -> float:
+    together = np.concatenate(values)
+    if not together.size:
+        raise EventError(
+            "validation events: no pair of hits of a particle above 0.5 GeV is left to choose a cut on"
+        )
+    return float(np.quantile(together, share))

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from tritrack.commands_build import export, repository, simulate, train
 from tritrack.commands_run import evaluate, find, info, serve
+from tritrack.failures import one_sentence
 
-EXTRAS = {
-    "acts": "simulate",
-    "pythia8mc": "simulate",
-    "torch": "train",
-    "safetensors": "train",
-    "onnx": "export",
-    "onnxscript": "export",
-    "faiss": "server",
-    "numba": "server",
-    "onnxruntime": "server",
-    "pytriton": "server",
-    "matplotlib": "plots",
-    "mplhep": "plots",
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COMMANDS: dict[Callable[..., None], str | None] = {
+    simulate: "simulate",
+    train: "train",
+    export: "export",
+    repository: None,
+    serve: "server",
+    find: "server",
+    evaluate: "plots",
+    info: None,
 }
-"""The extra that brings a library, for the sentence that names what is missing."""
+"""Each command, and the extra that brings what it needs beyond the client (None: nothing)."""
 
 app = typer.Typer(
     help="Graph-neural-network track finding, served by NVIDIA Triton.",
@@ -32,25 +32,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (simulate, train, export, repository, serve, find, evaluate, info):
+for command in COMMANDS:
     app.command()(command)
 
 
 def main() -> None:
     """Run the command line; what a user did wrong is one sentence, not a traceback."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
+    extras = {command.__name__: extra for command, extra in COMMANDS.items()}
+    with one_sentence(extra=extras.get(sys.argv[1]) if len(sys.argv) > 1 else None):
         app()
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library not in EXTRAS:
-            raise
-        extra = "export" if sys.argv[1:2] == ["export"] else EXTRAS[library]
-        errors.print(f"tritrack: {library} is not installed: pip install 'tritrack[{extra}]'", markup=False)
-        raise SystemExit(2) from None
-    except Exception as error:
-        # tritrack's own errors, and the system's (no such file, no permission), are sentences already.
-        if not (type(error).__module__.startswith("tritrack.") or isinstance(error, OSError)):
-            raise
-        errors.print(f"tritrack: {error}", markup=False)
-        raise SystemExit(1) from None

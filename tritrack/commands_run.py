@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tritrack.events.event import EventError
+from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, ServerStartError
 
@@ -27,16 +30,13 @@ if TYPE_CHECKING:
 # Libraries are imported inside each command, so that a client without extras has every --help.
 
 console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Events = Annotated[
     list[Path],
     typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-class UsageError(ValueError):
-    """Options that do not go together."""
 
 
 def serve(
@@ -65,6 +65,8 @@ def serve(
         log=log,
     )
     console.print(f"tritonserver from {server.installation.source}: {server.installation.binary}")
+    # A service manager's stop is as clean as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with server:
             console.print(f"ready: gRPC {server.url}, HTTP {server.http_url}, metrics {server.metrics_url}")
@@ -90,11 +92,13 @@ def find(
     """Find the tracks of events, through a server or in process."""
     from tritrack.events.source import read_all
     from tritrack.events.tracks import check_track_file, write_tracks
-    from tritrack.stages.contract import ContractError
 
     if (url is None) != local:
         raise UsageError("find: give either --url HOST:PORT or --local")
-    check_track_file(out)
+    try:
+        check_track_file(out)
+    except EventError as error:
+        raise UsageError(f"--out: {error}") from None
     refused = 0
     with (
         _finder(url=url, engines=engines, threads=threads, timeout=timeout) as finder,
@@ -104,18 +108,19 @@ def find(
             start = time.perf_counter()
             try:
                 labels = finder(event)
-            except (ContractError, EventRefusedError) as error:
+            except EventRefusedError as error:
                 refused += 1
-                console.print(f"event {event.event_id}: left out: {error}", markup=False)
+                errors.print(f"tritrack: {error}; this event is left out")
                 continue
             writer.add(event, labels)
             console.print(
                 f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks, "
                 f"{time.perf_counter() - start:.2f} s"
             )
-    console.print(f"{out}: written", markup=False)
     if refused:
-        raise UsageError(f"find: {refused} events were left out, see above")
+        errors.print(f"tritrack: {out}: written, without the {refused} events named above")
+        raise typer.Exit(FAILED)
+    console.print(f"{out}: written", markup=False)
 
 
 def evaluate(
@@ -135,6 +140,8 @@ def evaluate(
 
     if selection not in SELECTIONS:
         raise UsageError(f"--selection: {selection} given, {' or '.join(SELECTIONS)} wanted")
+    if plots is not None:
+        from tritrack.physics.plots import write_plots  # a missing library shows before the work
     found = read_tracks(tracks)
     total = None
     for event in read_all(events):
@@ -146,8 +153,6 @@ def evaluate(
         raise UsageError("evaluate: the event files hold no events")
     report = total.report()
     if plots is not None:
-        from tritrack.physics.plots import write_plots
-
         write_plots(reports={tracks.stem: report}, folder=plots)
     if as_json:
         print(json.dumps(report.to_json(), indent=2))
@@ -200,7 +205,15 @@ def _finder(
         with TrackFinder(url, timeout=timeout) as finder:
             yield finder.find
     else:
+        from tritrack.stages.contract import ContractError
         from tritrack.stages.pipeline import Pipeline
 
         pipeline = Pipeline.load(engines, threads=threads)
-        yield lambda event: pipeline.find(event.hits)
+
+        def find_here(event: Event) -> NDArray[np.int64]:
+            try:
+                return pipeline.find(event.hits)
+            except ContractError as error:
+                raise EventRefusedError(f"event {event.event_id}: {error}") from None
+
+        yield find_here

@@ -1,0 +1,5 @@
+"""``python -m tritrack``: the command line."""
+
+from tritrack.cli import main
+
+main()
