@@ -52,6 +52,7 @@ def render_repository(
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
     card = read_card(engines)
+    out = out.resolve()
     if out.exists() and not (out.is_dir() and (_is_repository(out) or not any(out.iterdir()))):
         raise RepositoryError(f"{out}: holds something that is no model repository; name another folder")
     # Written beside the target and moved, so that a failure leaves no half of a repository.

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from tritrack.stages.contract import ContractError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +55,31 @@ def test_bad_hits_are_invalid_arguments(
         infer(client, HITS=hits)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert "Traceback" not in caught.value.message()
+
+
+WILD_HITS = hnp.arrays(np.float32, st.tuples(st.integers(0, 30), st.just(3)), elements=st.floats(width=32))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(hits=WILD_HITS)
+def test_any_hits_fare_as_in_the_chain(
+    client: InferenceServerClient, chain: Pipeline, hits: np.ndarray
+) -> None:
+    """The same labels, or a refusal in the same words."""
+    expected = outcome(lambda: chain.find(hits))
+    found = outcome(lambda: infer(client, HITS=hits).as_numpy("TRACK_LABEL"))
+    assert found == expected
+
+
+def outcome(find: Callable[[], np.ndarray]) -> list[int] | str:
+    """Return the labels, or what the refusal says."""
+    try:
+        labels: list[int] = find().tolist()
+    except ContractError as error:
+        return str(error)
+    except InferenceServerException as error:
+        return str(error.message()).removeprefix("in ensemble 'track_finder', ")
+    return labels
 
 
 def test_a_request_without_hits_is_an_invalid_argument(client: InferenceServerClient) -> None:
