@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,6 +89,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         rate.load_state_dict(state["rate"])
         first, minutes = state["step"], state["minutes"]
+    _keep_memory()
     network.train()
     start = time.monotonic()
     for step in range(first, schedule.steps):
@@ -113,3 +115,14 @@ def fit(
             partial.replace(checkpoint)
     network.eval()
     return minutes + (time.monotonic() - start) / 60
+
+
+def _keep_memory() -> None:
+    """Have glibc keep the memory that is freed.
+
+    Each step frees and wants hundreds of MB; asking the system for them anew took a quarter of the time.
+    """
+    m_trim_threshold, m_mmap_threshold, gigabyte = -1, -3, 1 << 30
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_trim_threshold, 2 * gigabyte - 1)
+    libc.mallopt(m_mmap_threshold, gigabyte)

@@ -92,8 +92,8 @@ def main() -> None:
         with TrackFinder(server.url) as finder:
             found = [_find(finder, event) for event in events]
             statistics = finder.statistics()
-        memory = _memory(server.pid)
         processes = _tree(server.pid)
+        memory = _peak_memory(processes)
     _show_events(found)
     _show_stages(statistics)
 
@@ -111,8 +111,8 @@ def main() -> None:
     if alive:
         raise DemoError(f"the server is stopped, but its processes {alive} still run")
     console.print(
-        f"\nThe server is stopped and left no process behind. {time.perf_counter() - begin:.0f} s in all; "
-        f"peak memory {psutil.Process().memory_info().rss / 1e9:.1f} GB here, {memory / 1e9:.1f} GB in the server."
+        f"\nThe server is stopped and left no process behind. {time.perf_counter() - begin:.0f} s in all; peak "
+        f"memory {_peak_memory([psutil.Process()]) / 1e9:.1f} GB here, {memory / 1e9:.1f} GB in the server."
     )
 
 
@@ -162,8 +162,8 @@ def _show_stages(statistics: Sequence[StepStatistics]) -> None:
     for step in statistics:
         table.add_row(
             step.name,
-            str(step.successes),
-            *(f"{total / max(step.successes, 1) / 1e6:.2f}" for total in (step.queue_ns, step.compute_ns)),
+            str(step.count),
+            *(f"{total / max(step.count, 1) / 1e6:.2f}" for total in (step.queue_ns, step.compute_ns)),
         )
     console.print(table)
 
@@ -182,9 +182,15 @@ def _tree(pid: int) -> list[psutil.Process]:
     return [server, *server.children(recursive=True)]
 
 
-def _memory(pid: int) -> int:
-    """Bytes of memory of the server and its stages, each page counted once (USS)."""
-    return sum(process.memory_full_info().uss for process in _tree(pid))
+def _peak_memory(processes: Sequence[psutil.Process]) -> int:
+    """Peak resident bytes, summed over processes; memory that they share counts in each."""
+    peaks = (
+        line.split()[1]
+        for process in processes
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
+    return sum(int(kilobytes) * 1024 for kilobytes in peaks)
 
 
 if __name__ == "__main__":
