@@ -41,12 +41,16 @@ def simulate(
     out: Annotated[Path, typer.Argument(help="Folder for the events, one Parquet file each.")],
     *,
     events: Annotated[int, typer.Option(min=1, help="Number of events.")],
-    pileup: Annotated[float, typer.Option(min=0, help="Mean number of soft collisions an event.")],
+    pileup: Annotated[float, typer.Option(min=0, help="Mean number of soft collisions in an event.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed; event I of a seed is always the same bytes.")],
     first: Annotated[int, typer.Option(min=0, help="Number of the first event.")] = 0,
-    noise: Annotated[float, typer.Option(help="Share of an event's final hits that are noise.")] = 0.0,
-    inefficiency: Annotated[float, typer.Option(help="Share of the particles' hits that are lost.")] = 0.0,
-    beamspot_z: Annotated[float, typer.Option(help="Spread of the collisions along the beam [mm].")] = 55.0,
+    noise: Annotated[
+        float, typer.Option(help="Share of an event's final hits that are noise, 0 to 1.")
+    ] = 0.0,
+    inefficiency: Annotated[
+        float, typer.Option(help="Share of the particles' hits that are lost, 0 to 1.")
+    ] = 0.0,
+    beamspot_z: Annotated[float, typer.Option(help="Spread of the collisions along the beam, in mm.")] = 55.0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Simulate top pairs with pile-up in the TrackML detector (Pythia 8, ACTS Fatras)."""
@@ -77,9 +81,13 @@ def train(
     embedding_steps: Annotated[int, typer.Option(min=3, help="Steps (one event each).")] = 1500,
     filter_steps: Annotated[int, typer.Option(min=3, help="Steps (one event each).")] = 600,
     gnn_steps: Annotated[int, typer.Option(min=3, help="Steps (one event each).")] = 2400,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 2e-3,
-    max_hits: Annotated[int, typer.Option(min=1, help="Largest event the model will take [hits].")] = 200_000,
-    max_edges: Annotated[int, typer.Option(min=1, help="Most pairs of its graph.")] = 16_000_000,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
+    max_hits: Annotated[
+        int, typer.Option(min=1, help="Largest event the model will take, in hits.")
+    ] = 200_000,
+    max_edges: Annotated[
+        int, typer.Option(min=1, help="Largest graph of an event, in pairs of hits.")
+    ] = 16_000_000,
 ) -> None:
     """Train the embedding, the filter and the GNN, in that order."""
     from tritrack.stages.card import Limits, Networks

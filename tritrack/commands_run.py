@@ -43,10 +43,14 @@ def serve(
     repository: Annotated[Path, typer.Argument(help="Folder of the model repository.")],
     *,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int | None, typer.Option(help="Port for HTTP; a free one if not given.")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="Port for gRPC; a free one if not given.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for HTTP; a free one if not given.")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for gRPC; a free one if not given.")
+    ] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Port for metrics; a free one if not given.")
+        int | None, typer.Option(min=1, max=65535, help="Port for metrics; a free one if not given.")
     ] = None,
     tritonserver: Annotated[
         Path | None,
@@ -82,11 +86,13 @@ def find(
     *,
     out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
-    local: Annotated[bool, typer.Option(help="Run the same chain in process, without a server.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run the same chain in process, without a server.")
+    ] = False,
     engines: Annotated[Path, typer.Option(help="Folder of engines, for --local.")] = Path("build/engines"),
     threads: Annotated[int, typer.Option(min=1, help="Threads of the chain, for --local.")] = 2,
     timeout: Annotated[
-        float, typer.Option(min=0.001, help="Time a server may take for an event [s].")
+        float, typer.Option(min=0.001, help="Time a server may take for an event, in s.")
     ] = 60.0,
 ) -> None:
     """Find the tracks of events, through a server or in process."""
