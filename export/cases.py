@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tritrack.stages.contract import FILTER_STAGE, GNN_STAGE
-from tritrack.stages.filtering import select_edges
+from tritrack.stages.filtering import PAIRS_AT_ONCE, score_pairs, select_edges
 from tritrack.stages.graph import radius_graph
 
 if TYPE_CHECKING:
@@ -103,11 +104,13 @@ def event_cases(events: Sequence[Event], *, networks: Mapping[str, nn.Module], c
             radius=card.cuts.radius,
             max_edges=card.limits.max_edges,
         )
-        score = run_network(networks["filter"], event.hits, graph)
+        score = score_pairs(partial(run_network, networks["filter"]), event.hits, graph)
         kept = select_edges(graph, score, cut=card.cuts.filter_cut)
+        step = -(-graph.shape[1] // PAIRS_AT_ONCE)
+        sample = np.ascontiguousarray(graph[:, :: max(step, 1)])  # what the network sees at once
         name = f"event {event.event_id}, {event.n_hits} hits"
         cases.append(
-            Case(name=name, hits=event.hits, edge_index={FILTER_STAGE.name: graph, GNN_STAGE.name: kept})
+            Case(name=name, hits=event.hits, edge_index={FILTER_STAGE.name: sample, GNN_STAGE.name: kept})
         )
     return cases
 

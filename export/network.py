@@ -18,6 +18,7 @@ from tritrack.export.edge_sum import RENDERINGS, Rendering, op
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import onnx_ir
     from torch import nn
 
     from tritrack.stages.card import ModelCard
@@ -78,9 +79,8 @@ def export_network(
         )
     if program is None:
         raise ExportError(f"{spec.name}: torch gave no ONNX program")
-    # What a network computes once per step but needs once (the order of the edges above all).
     ClearMetadataAndDocStringPass()(program.model)
-    CommonSubexpressionEliminationPass()(program.model)
+    _merge(program.model)
     model = program.model_proto
     model.ir_version = IR_VERSION
     _check_interface(model, spec=spec, sizes=sizes)
@@ -100,6 +100,18 @@ def _example(tensor: TensorSpec, sizes: dict[str, int]) -> torch.Tensor:
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, Any]:
     return {axis: torch.export.Dim(str(dim)) for axis, dim in enumerate(tensor.dims) if dim in _EXAMPLE}
+
+
+def _merge(model: onnx_ir.Model) -> None:
+    """Compute once what every step of a network needs and writes anew: the order of the edges above all."""
+    hits = model.graph.inputs[0]
+    for node in model.graph:
+        # Each step takes n_hits from a tensor of its own.
+        if node.op_type == "Shape" and node.attributes.get_int("end", 0) == 1:
+            shape = node.inputs[0].shape if node.inputs[0] is not None else None
+            if shape is not None and hits.shape is not None and shape[0] == hits.shape[0]:
+                node.replace_input_with(0, hits)
+    CommonSubexpressionEliminationPass()(model)
 
 
 def _rows(values: Any, indices: Sequence[Any]) -> Any:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime
 
+from tritrack.stages.contract import FILTER_STAGE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,8 +40,9 @@ class OnnxEngine:
     def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # The arena keeps the largest buffer of every shape it ever saw; events differ in shape.
-        options.enable_cpu_mem_arena = False
+        # The arena keeps the largest buffer of every shape it ever saw; events differ in shape. The filter
+        # runs on pieces of one size: there it saves half of the time.
+        options.enable_cpu_mem_arena = spec is FILTER_STAGE
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._session = onnxruntime.InferenceSession(
             str(path), sess_options=options, providers=["CPUExecutionProvider"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tritrack.stages.card import Networks
 
 N_HIT_FEATURES = 7
-N_PAIR_FEATURES = 8
+N_PAIR_FEATURES = 11
 
 # Units of the features: they bring each to about one over the detector (r < 1.1 m, |z| < 3.1 m).
 R_UNIT = 1000.0  # mm
@@ -22,6 +22,7 @@ Z_UNIT = 1000.0  # mm
 ETA_UNIT = 2.0
 Z0_UNIT = 50.0  # mm, the beam spot's length
 CURVATURE_UNIT = 6e-4  # 1/mm, a charged particle of 1 GeV in 2 T
+OVERLAP_UNIT = 2.0  # mm, the distance of two hits on overlapping modules of one layer
 TINY = 1e-3  # mm; keeps a hit on the beam line, or two hits at one place, finite
 
 
@@ -58,8 +59,10 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        float32 [n_edges, 8]: dr, dz, sin and cos of dphi, deta, the sine of the slope in r-z, the pair's
-        z at the beam line, and the curvature of the circle through the beam line and both hits.
+        float32 [n_edges, 11]: dr, dz, sin and cos of dphi, deta, the sine of the slope in r-z, the pair's
+        z at the beam line, the curvature of the circle through the beam line and both hits; then dr, dz and
+        the arc r dphi on a logarithmic scale, because a third of all consecutive hits lie millimetres apart,
+        on overlapping modules, and the others up to a metre.
     """
     inner, outer = features[edge_index[0]], features[edge_index[1]]
     r_inner, r_outer = inner[:, 0], outer[:, 0]
@@ -77,9 +80,10 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
     # A chord of length d seen under dphi from a point of its circle: curvature = 2 sin(dphi) / d.
     chord = torch.sqrt(dx * dx + dy * dy).clamp(min=TINY / R_UNIT)
     curvature = 2.0 * sin_dphi / (chord * R_UNIT * CURVATURE_UNIT)
-    return torch.stack(
-        [dr, dz, sin_dphi, cos_dphi, deta, dz / length, torch.asinh(z0), torch.asinh(curvature)], dim=1
-    )
+    arc = (inner[:, 5] * dy - inner[:, 6] * dx) / r_inner
+    close = torch.asinh(torch.stack([dr, dz, arc], dim=1) * (R_UNIT / OVERLAP_UNIT))
+    far = [dr, dz, sin_dphi, cos_dphi, deta, dz / length, torch.asinh(z0), torch.asinh(curvature)]
+    return torch.cat([torch.stack(far, dim=1), close], dim=1)
 
 
 def mlp(*widths: int, norm: bool = False) -> nn.Sequential:

@@ -21,7 +21,7 @@ from tritrack.stages.contract import (
     check_tensor,
 )
 from tritrack.stages.engine import Engine, OnnxEngine
-from tritrack.stages.filtering import select_edges
+from tritrack.stages.filtering import score_pairs, select_edges
 from tritrack.stages.graph import knn_graph, radius_graph
 from tritrack.stages.labelling import LABELLINGS
 
@@ -111,7 +111,7 @@ def stage_function(spec: StageSpec, *, card: ModelCard, engine: Engine | None) -
         return network
 
     def run_filter(hits: NDArray[np.float32], edge_index: NDArray[np.int32]) -> NDArray[np.int32]:
-        return select_edges(edge_index, network(hits, edge_index), cut=cuts.filter_cut)
+        return select_edges(edge_index, score_pairs(network, hits, edge_index), cut=cuts.filter_cut)
 
     return run_filter
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tritrack.stages.filtering import select_edges
+from tritrack.stages import filtering
+from tritrack.stages.filtering import score_pairs, select_edges
 
 PAIRS = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], dtype=np.int32)
 
@@ -27,3 +28,22 @@ def test_keeps_scores_that_reach_the_cut(score, cut, kept):
 def test_no_edges():
     none = select_edges(np.empty((2, 0), dtype=np.int32), np.empty(0, dtype=np.float32), cut=0.5)
     assert none.shape == (2, 0)
+
+
+@pytest.mark.parametrize("n_edges", [0, 1, 4, 5, 8, 11])
+def test_pairs_are_scored_in_pieces(monkeypatch, n_edges):
+    monkeypatch.setattr(filtering, "PAIRS_AT_ONCE", 4)
+    seen = []
+
+    def network(hits, edge_index):
+        seen.append(edge_index.shape[1])
+        assert edge_index.flags.c_contiguous
+        return hits[edge_index[0], 0] + hits[edge_index[1], 1]
+
+    hits = np.random.default_rng(0).random((6, 3), dtype=np.float32)
+    edges = np.random.default_rng(1).integers(0, 6, (2, n_edges), dtype=np.int32)
+    score = score_pairs(network, hits, edges)
+    assert score.dtype == np.float32
+    assert score.tolist() == (hits[edges[0], 0] + hits[edges[1], 1]).tolist()
+    assert sum(seen) == n_edges
+    assert max(seen, default=0) <= 4

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,13 +106,10 @@ def test_permuted_hits_give_the_same_pairs(cloud, random):
 
 
 @pytest.mark.parametrize("n_hits", [0, 1])
-@pytest.mark.parametrize("method", ["radius", "knn"])
-def test_too_few_hits_give_no_pairs(n_hits, method):
+@pytest.mark.parametrize("build", [radius_graph, partial(knn_graph, k=3)], ids=["radius", "knn"])
+def test_too_few_hits_give_no_pairs(n_hits, build):
     hits, embedding = np.ones((n_hits, 3), np.float32), np.ones((n_hits, 4), np.float32)
-    if method == "radius":
-        pairs = radius_graph(hits, embedding, radius=1.0, max_edges=0)
-    else:
-        pairs = knn_graph(hits, embedding, k=3, radius=1.0, max_edges=0)
+    pairs = build(hits, embedding, radius=1.0, max_edges=0)
     assert pairs.shape == (2, 0)
     assert pairs.dtype == np.int32
 
@@ -121,14 +120,11 @@ def test_hits_at_one_place_are_all_pairs():
     assert pairs.T.tolist() == [[i, j] for i in range(30) for j in range(i + 1, 30)]
 
 
-@pytest.mark.parametrize("method", ["radius", "knn"])
-def test_over_the_limit(method):
+@pytest.mark.parametrize("build", [radius_graph, partial(knn_graph, k=30)], ids=["radius", "knn"])
+def test_over_the_limit(build):
     hits, embedding = np.ones((30, 3), np.float32), np.ones((30, 4), np.float32)
     with pytest.raises(ContractError, match=r"graph gives 435 edges, the model's limit max_edges is 434"):
-        if method == "radius":
-            radius_graph(hits, embedding, radius=1.0, max_edges=434)
-        else:
-            knn_graph(hits, embedding, k=30, radius=1.0, max_edges=434)
+        build(hits, embedding, radius=1.0, max_edges=434)
 
 
 def test_inner_hit_comes_first_and_ties_go_to_the_lower_index():

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from tritrack.events.event import Event
+from tritrack.export import gates
+from tritrack.export.cases import drawn_cases, drawn_hits, event_cases, run_network
+from tritrack.export.gates import GateError, GateResult, gate_graph, gate_labelling, gate_network, require
+from tritrack.stages.contract import STAGES
+from tritrack.stages.engine import OnnxEngine
+from tritrack.stages.weights import load_weights
+
+ENGINES = [spec for spec in STAGES if spec.engine]
+CASES = drawn_cases()
+
+
+def drawn_event(n_hits):
+    return Event(
+        event_id=7,
+        hits=drawn_hits(n_hits=n_hits, seed=8),
+        hit_id=np.arange(n_hits),
+        modules=np.zeros((n_hits, 3), np.int32),
+    )
+
+
+def test_cases_hold_the_awkward_ones():
+    edges = [case.edge_index["gnn"] for case in CASES]
+    assert {len(case.hits) for case in CASES} >= {0, 1}
+    assert {pairs.shape[1] for pairs in edges} >= {0, 1}
+    assert any(np.unique(pairs, axis=1).shape[1] < pairs.shape[1] for pairs in edges)
+
+
+@pytest.mark.parametrize("spec", ENGINES, ids=lambda spec: spec.name)
+def test_engine_passes_with_room(small_engines, small_weights, spec):
+    card, networks = load_weights(small_weights)
+    engine = OnnxEngine(small_engines / f"{spec.name}.onnx", spec=spec, threads=2)
+    cases = [*CASES, *event_cases([drawn_event(2500)], networks=networks, card=card)]
+    results = gate_network(engine, spec=spec, network=networks[spec.name], cases=cases)
+    assert [result.case for result in results] == [case.name for case in cases]
+    assert all(0.0 <= result.deviation <= 0.25 * result.tolerance for result in results)
+
+
+@pytest.mark.parametrize("spec", ENGINES, ids=lambda spec: spec.name)
+def test_one_weight_off_fails(small_engines, small_weights, spec):
+    _, networks = load_weights(small_weights)
+    network = networks[spec.name]
+    engine = OnnxEngine(small_engines / f"{spec.name}.onnx", spec=spec, threads=2)
+    with torch.no_grad():
+        next(network.parameters())[0, 0] += 0.01
+    results = gate_network(engine, spec=spec, network=network, cases=CASES)
+    assert not all(result.passed for result in results)
+    with pytest.raises(GateError, match=rf"^{spec.name}: deviates by .* on '.*', .* is allowed$"):
+        require(results)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda wanted: np.full_like(wanted, np.nan),
+        lambda wanted: np.full_like(wanted, np.inf),
+        lambda wanted: np.append(wanted, np.float32(0.5)),
+        lambda wanted: wanted[:, None],
+        lambda wanted: wanted + np.float32(3 * gates.SCORE_TOLERANCE),
+    ],
+    ids=["NaN", "infinity", "one too many", "another shape", "shifted"],
+)
+def test_a_broken_engine_fails(small_weights, output):
+    _, networks = load_weights(small_weights)
+    spec = STAGES[2]
+
+    def engine(*inputs):
+        return output(run_network(networks[spec.name], *inputs))
+
+    case = next(case for case in CASES if case.edge_index[spec.name].shape[1] > 1)
+    results = gate_network(engine, spec=spec, network=networks[spec.name], cases=[case])
+    assert [result.passed for result in results] == [False]
+
+
+def test_graph_passes(small_weights):
+    card, networks = load_weights(small_weights)
+    cases = [*CASES, *event_cases([drawn_event(2500)], networks=networks, card=card)]
+    require(gate_graph(network=networks["embedding"], card=card, cases=cases))
+
+
+def test_a_graph_that_loses_a_pair_fails(small_weights, monkeypatch):
+    whole = gates.radius_graph
+    monkeypatch.setattr(gates, "radius_graph", lambda *a, **k: whole(*a, **k)[:, 1:])
+    card, networks = load_weights(small_weights)
+    results = gate_graph(network=networks["embedding"], card=card, cases=CASES)
+    with pytest.raises(GateError, match=r"^graph: deviates by 1 from its reference"):
+        require(results)
+
+
+def test_labelling_passes(small_weights):
+    card, _ = load_weights(small_weights)
+    results = gate_labelling(card=card)
+    require(results)
+    assert {result.case.split(",")[0] for result in results} == {"components", "walkthrough"}
+
+
+@pytest.mark.parametrize("method", ["components", "walkthrough"])
+def test_a_labelling_that_loses_a_track_fails(small_weights, monkeypatch, method):
+    whole = getattr(gates, method)
+
+    def without_the_first(*args, **kwargs):
+        labels = whole(*args, **kwargs)
+        return np.where(labels == 0, -1, labels)
+
+    monkeypatch.setattr(gates, method, without_the_first)
+    card, _ = load_weights(small_weights)
+    with pytest.raises(GateError, match=rf"^labelling: .* on '{method}, "):
+        require(gate_labelling(card=card))
+
+
+@pytest.mark.parametrize(("deviation", "passed"), [(0.0, True), (0.1, True), (0.11, False), (np.nan, False)])
+def test_result(deviation, passed):
+    result = GateResult(stage="gnn", case="drawn", deviation=deviation, tolerance=0.1)
+    assert result.passed is passed

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+from tritrack.export.network import _EXAMPLE, IR_VERSION, OPSET, ExportError, export_network
+from tritrack.stages.card import Networks, read_card
+from tritrack.stages.contract import EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE, STAGES
+from tritrack.stages.networks import build_networks
+
+ENGINES = [spec for spec in STAGES if spec.engine]
+
+
+@pytest.fixture(scope="module")
+def models(small_engines):
+    return {spec.name: onnx.load(small_engines / f"{spec.name}.onnx") for spec in ENGINES}
+
+
+@pytest.mark.parametrize("spec", ENGINES, ids=lambda spec: spec.name)
+def test_names_dtypes_and_axes_are_the_contracts(models, spec):
+    graph = models[spec.name].graph
+    fixed = {"n_columns": 3, "d": 4}
+    for tensors, values in ((spec.inputs, graph.input), (spec.engine, graph.output)):
+        assert [value.name for value in values] == [tensor.name for tensor in tensors]
+        for tensor, value in zip(tensors, values, strict=True):
+            kind = value.type.tensor_type
+            assert onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) == tensor.dtype
+            axes = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
+            assert axes == [fixed.get(dim, dim) for dim in tensor.dims]
+
+
+@pytest.mark.parametrize("spec", ENGINES, ids=lambda spec: spec.name)
+def test_what_the_model_says_of_itself(models, spec, small_weights):
+    model, card = models[spec.name], read_card(small_weights)
+    assert model.ir_version == IR_VERSION
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "stage": spec.name,
+        "contract_version": str(card.contract_version),
+        "card_hash": card.hash,
+    }
+    # Nothing of the machine that exported it: no paths in node metadata.
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+@pytest.mark.parametrize("spec", ENGINES, ids=lambda spec: spec.name)
+def test_no_size_of_the_example_is_left(models, spec):
+    sizes = set(_EXAMPLE.values())
+    graph = models[spec.name].graph
+    constants = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    constants += [
+        onnx.numpy_helper.to_array(attribute.t)
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.TENSOR
+    ]
+    integers = [array for array in constants if np.issubdtype(array.dtype, np.integer)]
+    assert not sizes & {int(number) for array in integers for number in array.ravel()}
+    assert not sizes & {size for array in constants for size in array.shape}
+
+
+def test_operators(models):
+    counts = {name: Counter(node.op_type for node in model.graph.node) for name, model in models.items()}
+    for operators in counts.values():
+        assert not {"GatherND", "ScatterND", "Transpose", "ReduceMean"} & set(operators)
+        assert operators["Cast"] - operators["CumSum"] <= 10
+    assert counts["gnn"]["TopK"] == 2
+    # encode_hits, encode_pairs, decode; per step: message and update, but nobody reads the last update.
+    assert counts["gnn"]["LayerNormalization"] == 3 + 2 * 2 - 1
+
+
+def test_edges_are_sorted_once_however_many_steps_there_are(small_weights):
+    card = read_card(small_weights)
+    network = build_networks(Networks(gnn_width=8, gnn_steps=5))["gnn"].eval()
+    model = export_network(network, spec=GNN_STAGE, card=card)
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["TopK"] == 2
+    assert counts["ScatterElements"] == 2
+
+
+def test_the_exporter_is_quiet(small_weights, capfd):
+    card = read_card(small_weights)
+    export_network(build_networks(card.networks)["embedding"], spec=EMBEDDING_STAGE, card=card)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_network_of_another_stage(small_weights):
+    card = read_card(small_weights)
+    embedding = build_networks(card.networks)["embedding"]
+
+    class Wrong(torch.nn.Module):
+        def forward(self, hits, edge_index):
+            return embedding(hits)[edge_index[0].long()]
+
+    with pytest.raises(ExportError, match=r"filter: exported with .* the contract wants"):
+        export_network(Wrong(), spec=FILTER_STAGE, card=card)
