@@ -68,10 +68,11 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
     r_inner, r_outer = inner[:, 0], outer[:, 0]
     dz = outer[:, 3] - inner[:, 3]
     dx, dy = outer[:, 5] - inner[:, 5], outer[:, 6] - inner[:, 6]
-    # dr and sin(dphi) from dx and dy: the differences of r and of the angles' sines and cosines lose all
+    # dr and the arc (so sin(dphi)) from dx and dy: the differences of r and of the angles' sines and cosines lose all
     # their digits for hits close to each other, and with them an engine's agreement with another's.
     dr = (dx * (outer[:, 5] + inner[:, 5]) + dy * (outer[:, 6] + inner[:, 6])) / (r_outer + r_inner)
-    sin_dphi = (inner[:, 5] * dy - inner[:, 6] * dx) / (r_inner * r_outer)
+    arc = (inner[:, 5] * dy - inner[:, 6] * dx) / r_inner
+    sin_dphi = arc / r_outer
     cos_dphi = inner[:, 1] * outer[:, 1] + inner[:, 2] * outer[:, 2]
     deta = outer[:, 4] - inner[:, 4]
     length = torch.sqrt(dr * dr + dz * dz).clamp(min=TINY / R_UNIT)
@@ -80,7 +81,6 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
     # A chord of length d seen under dphi from a point of its circle: curvature = 2 sin(dphi) / d.
     chord = torch.sqrt(dx * dx + dy * dy).clamp(min=TINY / R_UNIT)
     curvature = 2.0 * sin_dphi / (chord * R_UNIT * CURVATURE_UNIT)
-    arc = (inner[:, 5] * dy - inner[:, 6] * dx) / r_inner
     close = torch.asinh(torch.stack([dr, dz, arc], dim=1) * (R_UNIT / OVERLAP_UNIT))
     far = [dr, dz, sin_dphi, cos_dphi, deta, dz / length, torch.asinh(z0), torch.asinh(curvature)]
     return torch.cat([torch.stack(far, dim=1), close], dim=1)
