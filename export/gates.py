@@ -33,7 +33,7 @@ SCORE_TOLERANCE = 2e-5
 RADIUS_TOLERANCE = 1e-5
 """Pairs this close to the radius, relative to it, may be in the graph or not: float32 rounds there."""
 
-_BRUTE_FORCE_HITS = 1500  # of an event; n_hits^2 distances fit easily
+_BRUTE_FORCE_HITS = 1000  # of an event; n_hits^2 distances fit easily
 
 
 class GateError(RuntimeError):
@@ -107,13 +107,16 @@ def gate_graph(*, network: nn.Module, card: ModelCard, cases: Sequence[Case]) ->
     radius = card.cuts.radius
     for case in cases:
         hits = case.hits[:_BRUTE_FORCE_HITS]
+        n_hits = hits.shape[0]
         embedding = run_network(network, hits)
-        found = radius_graph(hits, embedding, radius=radius, max_edges=hits.shape[0] ** 2)
+        found = radius_graph(hits, embedding, radius=radius, max_edges=n_hits**2)
         wanted, distance = radius_pairs(hits, embedding, radius=radius)
-        both = np.concatenate([found, wanted], axis=1)
-        differing, counts = np.unique(both, axis=1, return_counts=True)
-        inner, outer = differing[:, counts != 2]
-        far_from_edge = np.abs(distance[inner, outer] - radius) > RADIUS_TOLERANCE * radius
+        inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
+        _, first, counts = np.unique(inner * n_hits + outer, return_index=True, return_counts=True)
+        differing = first[counts != 2]
+        far_from_edge = (
+            np.abs(distance[inner[differing], outer[differing]] - radius) > RADIUS_TOLERANCE * radius
+        )
         results.append(
             GateResult(stage="graph", case=case.name, deviation=float(far_from_edge.sum()), tolerance=0.0)
         )
