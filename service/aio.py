@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tritrack.service.errors import EventRefusedError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
     Request,
@@ -56,19 +57,50 @@ class AsyncTrackFinder:
         """Find the tracks of one event; see :meth:`TrackFinder.find`."""
         return await self._find(make_request(event))
 
+    @overload
+    def find_many(
+        self,
+        events: Iterable[Event | NDArray[np.float32]],
+        *,
+        in_flight: int = ...,
+        return_refusals: Literal[False] = ...,
+    ) -> AsyncIterator[NDArray[np.int64]]: ...
+
+    @overload
+    def find_many(
+        self,
+        events: Iterable[Event | NDArray[np.float32]],
+        *,
+        in_flight: int = ...,
+        return_refusals: Literal[True],
+    ) -> AsyncIterator[NDArray[np.int64] | EventRefusedError]: ...
+
     async def find_many(
-        self, events: Iterable[Event | NDArray[np.float32]], *, in_flight: int = 4
-    ) -> AsyncIterator[NDArray[np.int64]]:
+        self,
+        events: Iterable[Event | NDArray[np.float32]],
+        *,
+        in_flight: int = 4,
+        return_refusals: bool = False,
+    ) -> AsyncIterator[NDArray[np.int64] | EventRefusedError]:
         """Find the tracks of many events; see :meth:`TrackFinder.find_many`."""
         if in_flight < 1:
             raise ValueError(f"in_flight: {in_flight} given, at least 1 wanted")
-        pending: deque[asyncio.Task[NDArray[np.int64]]] = deque()
+
+        async def find(request: Request) -> NDArray[np.int64] | EventRefusedError:
+            try:
+                return await self._find(request)
+            except EventRefusedError as error:
+                if return_refusals:
+                    return error
+                raise
+
+        pending: deque[asyncio.Task[NDArray[np.int64] | EventRefusedError]] = deque()
         try:
             for position, event in enumerate(events):
                 if len(pending) == in_flight:
                     yield await pending.popleft()
                 request = make_request(event, position=position)
-                pending.append(asyncio.create_task(self._find(request)))
+                pending.append(asyncio.create_task(find(request)))
             while pending:
                 yield await pending.popleft()
         finally:
@@ -99,11 +131,12 @@ class AsyncTrackFinder:
         await self.close()
 
     async def _find(self, request: Request) -> NDArray[np.int64]:
-        if self._info is None:
+        info = self._info  # read once: another task may reset it
+        if info is None:
             info = await self._read_info(request.name)
             info.require_fit()
             self._info = info
-        inputs = request.inputs(self._info)
+        inputs = request.inputs(info)
 
         async def infer() -> Any:
             return await self._client.infer(self.model, inputs, client_timeout=self.timeout)

@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tritrack.service.errors import EventRefusedError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
     Request,
@@ -88,9 +89,31 @@ class TrackFinder:
         """
         return self._find(make_request(event))
 
+    @overload
     def find_many(
-        self, events: Iterable[Event | NDArray[np.float32]], *, in_flight: int = 4
-    ) -> Iterator[NDArray[np.int64]]:
+        self,
+        events: Iterable[Event | NDArray[np.float32]],
+        *,
+        in_flight: int = ...,
+        return_refusals: Literal[False] = ...,
+    ) -> Iterator[NDArray[np.int64]]: ...
+
+    @overload
+    def find_many(
+        self,
+        events: Iterable[Event | NDArray[np.float32]],
+        *,
+        in_flight: int = ...,
+        return_refusals: Literal[True],
+    ) -> Iterator[NDArray[np.int64] | EventRefusedError]: ...
+
+    def find_many(
+        self,
+        events: Iterable[Event | NDArray[np.float32]],
+        *,
+        in_flight: int = 4,
+        return_refusals: bool = False,
+    ) -> Iterator[NDArray[np.int64] | EventRefusedError]:
         """Find the tracks of many events, several of them on their way at once.
 
         Parameters
@@ -99,6 +122,9 @@ class TrackFinder:
             Events or hits, as for :meth:`find`; read as they are needed.
         in_flight
             Events on their way at once.
+        return_refusals
+            Give the error of a refused event in the place of its labels and go on, instead of raising it
+            and ending there.
 
         Yields
         ------
@@ -112,7 +138,7 @@ class TrackFinder:
         """
         if in_flight < 1:
             raise ValueError(f"in_flight: {in_flight} given, at least 1 wanted")
-        return self._find_many(events, in_flight)
+        return self._find_many(events, in_flight, return_refusals)
 
     def server_info(self) -> ServerInfo:
         """Ask the server what it serves."""
@@ -137,11 +163,12 @@ class TrackFinder:
         self.close()
 
     def _find(self, request: Request) -> NDArray[np.int64]:
-        if self._info is None:
+        info = self._info  # read once: another thread may reset it
+        if info is None:
             info = self._read_info(request.name)
             info.require_fit()
             self._info = info
-        inputs = request.inputs(self._info)
+        inputs = request.inputs(info)
 
         def infer() -> Any:
             return self._client.infer(self.model, inputs, client_timeout=self.timeout)
@@ -149,15 +176,23 @@ class TrackFinder:
         return request.labels(self._call(request.name, infer))
 
     def _find_many(
-        self, events: Iterable[Event | NDArray[np.float32]], in_flight: int
-    ) -> Iterator[NDArray[np.int64]]:
-        pending: deque[Future[NDArray[np.int64]]] = deque()
+        self, events: Iterable[Event | NDArray[np.float32]], in_flight: int, return_refusals: bool
+    ) -> Iterator[NDArray[np.int64] | EventRefusedError]:
+        def find(request: Request) -> NDArray[np.int64] | EventRefusedError:
+            try:
+                return self._find(request)
+            except EventRefusedError as error:
+                if return_refusals:
+                    return error
+                raise
+
+        pending: deque[Future[NDArray[np.int64] | EventRefusedError]] = deque()
         with ThreadPoolExecutor(in_flight) as pool, contextlib.ExitStack() as stack:
             stack.callback(lambda: [future.cancel() for future in pending])
             for position, event in enumerate(events):
                 if len(pending) == in_flight:
                     yield pending.popleft().result()
-                pending.append(pool.submit(self._find, make_request(event, position=position)))
+                pending.append(pool.submit(find, make_request(event, position=position)))
             while pending:
                 yield pending.popleft().result()
 

@@ -89,6 +89,8 @@ class Training:
         Seed of the training itself.
     data_seed, first_event, n_events, pileup
         The simulated events trained on.
+    steps
+        Optimiser steps of each network.
     minutes
         Wall time of each network's training.
     versions
@@ -100,6 +102,7 @@ class Training:
     first_event: int
     n_events: int
     pileup: float
+    steps: dict[str, int]
     minutes: dict[str, float]
     versions: dict[str, str]
 

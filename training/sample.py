@@ -39,7 +39,7 @@ class Sample:
     weight
         float32 [n_hits], weight of the hit's particle.
     event
-        The event itself.
+        The event itself, the whole of it.
     """
 
     hits: NDArray[np.float32]
@@ -105,8 +105,47 @@ def path_pairs(sample: Sample, *, gap: int) -> NDArray[np.int64]:
     order = np.lexsort((sample.rank, sample.particle))
     order = order[sample.particle[order] >= 0]
     a, b = order[:-gap], order[gap:]
-    same = sample.particle[a] == sample.particle[b]
+    same = (sample.particle[a] == sample.particle[b]) & (sample.rank[b] - sample.rank[a] == gap)
     return np.stack([a[same], b[same]])
+
+
+def wedge(sample: Sample, *, start: float, width: float) -> tuple[Sample, NDArray[np.int64]]:
+    """Return the part of an event within a window of phi, at its full density.
+
+    A step on a part costs less than one on the whole event, and is worth nearly as much.
+
+    Parameters
+    ----------
+    sample
+        The event.
+    start, width
+        Window in radians, counted on from -pi.
+
+    Returns
+    -------
+    sample
+        The hits in the window, with their ranks on the whole particle.
+    position
+        int64 [n_hits of the whole], place of each hit in the part; -1 for hits outside.
+    """
+    phi = np.arctan2(sample.hits[:, 1], sample.hits[:, 0])
+    inside = (phi - start) % (2 * np.pi) < width
+    part = Sample(
+        hits=sample.hits[inside],
+        particle=sample.particle[inside],
+        rank=sample.rank[inside],
+        weight=sample.weight[inside],
+        event=sample.event,
+    )
+    return part, np.where(inside, np.cumsum(inside) - 1, -1)
+
+
+def pairs_within(pairs: NDArray[np.int32], position: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the pairs with both hits in a part, by their places there; see :func:`wedge`."""
+    a, b = position[pairs]
+    inside = (a >= 0) & (b >= 0)
+    part: NDArray[np.int32] = np.stack([a[inside], b[inside]]).astype(np.int32)
+    return part
 
 
 class EventFiles:

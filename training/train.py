@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, cast
 
 import msgspec
+import numpy as np
 import torch
 
 from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Training
@@ -16,14 +17,13 @@ from tritrack.stages.weights import save_weights
 from tritrack.training.graphs import filtered_pairs, graph_pairs, kept
 from tritrack.training.loop import Schedule, draw, fit
 from tritrack.training.losses import embedding_loss, filter_loss, gnn_loss
-from tritrack.training.sample import EventFiles, Sample
+from tritrack.training.sample import EventFiles, Sample, pairs_within, wedge
 from tritrack.training.working_point import choose_filter_cut, choose_gnn_cut, choose_radius
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     OnNote = Callable[[str], None]
 
 NetworkName = Literal["embedding", "filter", "gnn"]
+
+WEDGE = np.pi / 2
+"""Part of an event that a step sees, in radians of phi: four small steps teach more than a large one."""
 
 N_TUNING_EVENTS = 8
 """Validation events that the cuts are chosen on."""
@@ -135,7 +138,8 @@ class Trainer:
 
         def on_embedding(step: int) -> Tensor:
             position, rng = self._draw(step)
-            return embedding_loss(embedding, self._events[position], rng)
+            part, _ = _random_wedge(self._events[position], rng)
+            return embedding_loss(embedding, part, rng)
 
         self._fit("embedding", on_embedding, self.plan.embedding)
         radius = choose_radius(embedding, self._validation)
@@ -152,7 +156,9 @@ class Trainer:
 
         def on_filter(step: int) -> Tensor:
             position, rng = self._draw(step)
-            return filter_loss(filter_, *graph(self._events, position), rng)
+            sample, pairs = graph(self._events, position)
+            part, place = _random_wedge(sample, rng)
+            return filter_loss(filter_, part, pairs_within(pairs, place), rng)
 
         self._fit("filter", on_filter, self.plan.filter)
         validation = [graph(self._validation, i) for i in range(len(self._validation))]
@@ -165,10 +171,11 @@ class Trainer:
             return filtered_pairs(filter_, sample.hits, pairs, cut=filter_cut)
 
         def on_gnn(step: int) -> Tensor:
-            position, _ = self._draw(step)
+            position, rng = self._draw(step)
             path = self.plan.work / "filter" / self._events.paths[position].with_suffix(".npy").name
             pairs = kept(path, lambda: filtered(*graph(self._events, position)))
-            return gnn_loss(gnn, self._events[position], pairs)
+            part, place = _random_wedge(self._events[position], rng)
+            return gnn_loss(gnn, part, pairs_within(pairs, place))
 
         self._fit("gnn", on_gnn, self.plan.gnn)
         labelling, gnn_cut, metrics = choose_gnn_cut(
@@ -205,6 +212,7 @@ class Trainer:
                 first_event=plan.first_event,
                 n_events=len(self._events),
                 pileup=plan.pileup,
+                steps={name: getattr(plan, name).steps for name in self._minutes},
                 minutes={name: round(minutes, 1) for name, minutes in self._minutes.items()},
                 versions={
                     "python": platform.python_version(),
@@ -217,6 +225,10 @@ class Trainer:
         return save_weights(
             {name: net.cpu() for name, net in self._networks.items()}, card=card, folder=plan.out
         )
+
+
+def _random_wedge(sample: Sample, rng: np.random.Generator) -> tuple[Sample, NDArray[np.int64]]:
+    return wedge(sample, start=rng.uniform(-np.pi, np.pi), width=WEDGE)
 
 
 def _claim(plan: Plan) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
-import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
@@ -19,13 +19,15 @@ from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, ServerStartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event
     from tritrack.physics.metrics import Report
+
+    Found = NDArray[np.int64] | EventRefusedError
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
 
@@ -94,6 +96,7 @@ def find(
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Time a server may take for an event, in s.")
     ] = 60.0,
+    in_flight: Annotated[int, typer.Option(min=1, help="Events on their way to a server at once.")] = 2,
 ) -> None:
     """Find the tracks of events, through a server or in process."""
     from tritrack.events.source import read_all
@@ -106,23 +109,20 @@ def find(
     except EventError as error:
         raise UsageError(f"--out: {error}") from None
     refused = 0
-    with (
-        _finder(url=url, engines=engines, threads=threads, timeout=timeout) as finder,
-        write_tracks(out) as writer,
-    ):
-        for event in read_all(events):
-            start = time.perf_counter()
-            try:
-                labels = finder(event)
-            except EventRefusedError as error:
+    source, sent = itertools.tee(read_all(events))
+    with write_tracks(out) as writer:
+        results = (
+            _find_local(source, engines=engines, threads=threads)
+            if url is None
+            else _find_remote(source, url=url, timeout=timeout, in_flight=in_flight)
+        )
+        for event, labels in zip(sent, results, strict=True):
+            if isinstance(labels, EventRefusedError):
                 refused += 1
-                errors.print(f"tritrack: {error}; this event is left out")
+                errors.print(f"tritrack: {labels}; this event is left out")
                 continue
             writer.add(event, labels)
-            console.print(
-                f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks, "
-                f"{time.perf_counter() - start:.2f} s"
-            )
+            console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
     if refused:
         errors.print(f"tritrack: {out}: written, without the {refused} events named above")
         raise typer.Exit(FAILED)
@@ -181,9 +181,8 @@ def info(
         return
     table = Table(show_header=False, box=None)
     for key, value in facts.items():
-        table.add_row(
-            key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        )
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(key, Text(text, overflow="fold"))
     console.print(table)
 
 
@@ -203,23 +202,18 @@ def rates_table(report: Report) -> Table:
     return table
 
 
-@contextmanager
-def _finder(
-    *, url: str | None, engines: Path, threads: int, timeout: float
-) -> Iterator[Callable[[Event], NDArray[np.int64]]]:
-    if url is not None:
-        with TrackFinder(url, timeout=timeout) as finder:
-            yield finder.find
-    else:
-        from tritrack.stages.contract import ContractError
-        from tritrack.stages.pipeline import Pipeline
+def _find_remote(events: Iterable[Event], *, url: str, timeout: float, in_flight: int) -> Iterator[Found]:
+    with TrackFinder(url, timeout=timeout) as finder:
+        yield from finder.find_many(events, in_flight=in_flight, return_refusals=True)
 
-        pipeline = Pipeline.load(engines, threads=threads)
 
-        def find_here(event: Event) -> NDArray[np.int64]:
-            try:
-                return pipeline.find(event.hits)
-            except ContractError as error:
-                raise EventRefusedError(f"event {event.event_id}: {error}") from None
+def _find_local(events: Iterable[Event], *, engines: Path, threads: int) -> Iterator[Found]:
+    from tritrack.stages.contract import ContractError
+    from tritrack.stages.pipeline import Pipeline
 
-        yield find_here
+    pipeline = Pipeline.load(engines, threads=threads)
+    for event in events:
+        try:
+            yield pipeline.find(event.hits)
+        except ContractError as error:
+            yield EventRefusedError(f"event {event.event_id}: {error}")

@@ -17,10 +17,13 @@ from tritrack.commands_build import print_gates
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
 from tritrack.export.onnx import export_engines
+from tritrack.failures import one_sentence
 from tritrack.physics.display import write_display
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import Counts, count
+from tritrack.physics.selection import TARGETS
 from tritrack.service.client import TrackFinder
+from tritrack.service.installation import find_installation
 from tritrack.service.server import Server
 from tritrack.stages.pipeline import Pipeline
 
@@ -70,7 +73,8 @@ class Found:
 def main() -> None:
     """Run every step; raises where one fails."""
     begin = time.perf_counter()
-    threads = os.cpu_count() or 1
+    threads = len(os.sched_getaffinity(0))
+    find_installation().check()  # what the server lacks is better known before the work than after it
     engines, repository, pictures = BUILD / "engines", BUILD / "model_repository", BUILD / "demo"
     _step(1, f"sample events from {SAMPLES}, weights from {WEIGHTS}")
     events = list(read_all([SAMPLES]))
@@ -135,8 +139,8 @@ def _find(finder: TrackFinder, event: Event) -> Found:
 
 
 def _show_events(found: Sequence[Found]) -> None:
-    table = Table(title="What was found (targets: charged, pT >= 1 GeV, |eta| <= 4, at least 5 hits)")
-    for heading in ("event", "hits", "tracks", "targets", "efficiency", "fakes", "duplicates", "time [s]"):
+    table = Table(title=f"What was found (targets: {TARGETS.meaning})")
+    for heading in ("event", "hits", "tracks", "targets", "efficiency", "fakes", "duplicates", "time (s)"):
         table.add_column(heading, justify="right")
     rows = [(str(one.event.event_id), one.counts, one.seconds) for one in found]
     total = sum((counts for _, counts, _ in rows[1:]), start=rows[0][1])
@@ -157,7 +161,7 @@ def _show_events(found: Sequence[Found]) -> None:
 
 def _show_stages(statistics: Sequence[StepStatistics]) -> None:
     table = Table(title="The server's own statistics, mean per event")
-    for heading in ("stage", "events", "queue [ms]", "compute [ms]"):
+    for heading in ("stage", "events", "queue (ms)", "compute (ms)"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for step in statistics:
         table.add_row(
@@ -194,4 +198,5 @@ def _peak_memory(processes: Sequence[psutil.Process]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence(extra="server"):
+        main()

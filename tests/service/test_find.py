@@ -167,6 +167,22 @@ def test_a_bad_event_stops_the_rest_at_its_place(finder: TrackFinder, hits_of: H
         next(results)
 
 
+def test_refusals_can_stand_in_the_place_of_labels(
+    finder: TrackFinder, server: Server, hits_of: HitsOf
+) -> None:
+    bad = hits_of(5)
+    bad[2, 0] = np.nan
+    events = [hits_of(5), bad, hits_of(7)]
+
+    async def run() -> list[object]:
+        async with AsyncTrackFinder(server.url) as twin:
+            return [found async for found in twin.find_many(events, in_flight=2, return_refusals=True)]
+
+    for found in (list(finder.find_many(events, in_flight=2, return_refusals=True)), asyncio.run(run())):
+        assert [type(one) for one in found] == [np.ndarray, EventRefusedError, np.ndarray]
+        assert "rows 2" in str(found[1])
+
+
 def test_in_flight_is_at_least_one(finder: TrackFinder) -> None:
     with pytest.raises(ValueError, match="in_flight: 0 given"):
         finder.find_many([], in_flight=0)
