@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained weights of tiny networks whose graph has some edges (limits: 5000 hits, 20,000 edges)."""
     torch = pytest.importorskip("torch")
+    pytest.importorskip("faiss")
+    pytest.importorskip("numba")
+    from tritrack.export.cases import drawn_hits
     from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
     from tritrack.stages.networks import build_networks
     from tritrack.stages.weights import save_weights
+    from tritrack.training.graphs import edge_scores, filtered_pairs, graph_pairs, pair_scores
 
     sizes = Networks(
         embedding_width=16,
@@ -26,18 +31,32 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gnn_width=8,
         gnn_steps=2,
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        networks = build_networks(sizes)
+    # The cuts keep half of the pairs, whatever the scores of untrained networks are.
+    radius, hits = 0.01, drawn_hits(n_hits=2000, seed=1)
+    pairs = graph_pairs(networks["embedding"], hits, radius=radius)
+    filter_cut = float(np.median(pair_scores(networks["filter"], hits, pairs)))
+    pairs = filtered_pairs(networks["filter"], hits, pairs, cut=filter_cut)
+    gnn_cut = float(np.median(edge_scores(networks["gnn"], hits, pairs)))
     card = ModelCard(
         name="small",
         networks=sizes,
-        cuts=Cuts(graph="radius", radius=0.01, k=10, filter_cut=0.4, gnn_cut=0.4, labelling="walkthrough"),
+        cuts=Cuts(
+            graph="radius",
+            radius=radius,
+            k=10,
+            filter_cut=filter_cut,
+            gnn_cut=gnn_cut,
+            labelling="walkthrough",
+        ),
         limits=Limits(max_hits=5000, max_edges=20_000),
         metrics={},
         sha256={},
     )
     folder = tmp_path_factory.mktemp("weights")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        save_weights(build_networks(sizes), card=card, folder=folder)
+    save_weights(networks, card=card, folder=folder)
     return folder
 
 

@@ -78,7 +78,7 @@ def draw_event(event_id: int, *, n_particles: int, n_noise: int) -> Event:
 
 @pytest.fixture(scope="session")
 def events() -> tuple[Event, ...]:
-    return tuple(draw_event(event_id, n_particles=40, n_noise=20) for event_id in (100, 101))
+    return tuple(draw_event(event_id, n_particles=150, n_noise=100) for event_id in (100, 101))
 
 
 @pytest.fixture(scope="session")

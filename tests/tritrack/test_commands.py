@@ -1,0 +1,181 @@
+"""What the commands do: events in, track files, physics and facts out."""
+
+from __future__ import annotations
+
+import json
+from csv import reader
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+import tritrack
+from tritrack.events.parquet import event_file, write_event
+from tritrack.events.tracks import read_tracks
+from tritrack.stages.card import read_card
+from tritrack.stages.contract import CONTRACT_VERSION
+
+
+@pytest.fixture
+def find(run, small_engines):
+    """``find(events, out)`` in process."""
+    pytest.importorskip("faiss")
+    pytest.importorskip("numba")
+    return lambda events, out: run("find", events, "--local", "--engines", small_engines, "--out", out)
+
+
+def test_find_then_evaluate(run, find, events, event_folder, tmp_path):
+    out = tmp_path / "new" / "tracks.parquet"
+    result = find(event_folder, out)
+    assert result.code == 0, result.err
+    for event in events:
+        assert f"event {event.event_id}: {event.n_hits} hits, " in result.out
+    assert f"{out}: written" in result.out
+
+    result = run("evaluate", event_folder, "--tracks", out, "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert (facts["n_events"], facts["n_targets"]) == (2, 300)
+    assert facts["n_hits"] == sum(event.n_hits for event in events)
+    for name in ("efficiency", "fake_rate", "fragment_rate", "unmatched_rate", "duplicate_rate"):
+        assert {"value", "low", "high"} == set(facts[name])
+
+
+def test_a_submission(run, find, events, event_folder, tmp_path):
+    """A .csv holds every hit once, with track_id 0 for no track: what TrackML asks for."""
+    path, parquet = tmp_path / "tracks.csv", tmp_path / "tracks.parquet"
+    assert find(event_folder, path).code == find(event_folder, parquet).code == 0
+    header, *lines = reader(path.read_text().splitlines())
+    assert header == ["event_id", "hit_id", "track_id"]
+    rows = np.array(lines, dtype=np.int64)
+    labels = read_tracks(parquet)
+    for event in events:
+        _, hit_id, track_id = rows[rows[:, 0] == event.event_id].T
+        assert sorted(hit_id) == sorted(event.hit_id)
+        assert track_id.min() == 0
+        assert track_id.max() > 1
+        by_hit = dict(zip(hit_id.tolist(), track_id.tolist(), strict=True))
+        assert [by_hit[h] for h in event.hit_id.tolist()] == (labels.labels_for(event) + 1).tolist()
+    assert len(rows) == sum(event.n_hits for event in events)
+    one, other = (run("evaluate", event_folder, "--tracks", file, "--json").out for file in (path, parquet))
+    assert json.loads(one) == json.loads(other)
+
+
+def test_an_event_over_the_limits_is_left_out_aloud(run, find, events, tmp_path):
+    limit = 5000
+    many = np.random.default_rng(1).uniform(-700, 700, (limit + 1, 3)).astype(np.float32)
+    over = replace(
+        events[0],
+        event_id=99,
+        hits=many,
+        hit_id=np.arange(len(many)),
+        modules=np.zeros(many.shape, dtype=np.int32),
+        truth=None,
+    )
+    bad = replace(events[0], event_id=98, hits=np.where(events[0].hits > 900, np.nan, events[0].hits))
+    for event in (over, bad, events[0]):
+        write_event(event, tmp_path / event_file(event.event_id))
+    result = find(tmp_path, tmp_path / "tracks.parquet")
+    assert result.code == 1
+    first, second, last = result.err.splitlines()
+    assert first.startswith("tritrack: event 98: HITS: ")
+    assert "NaN or infinity: rows " in first
+    assert second.startswith(
+        f"tritrack: event 99: HITS: {limit + 1} hits, the model's limit max_hits is {limit}"
+    )
+    assert "without the 2 events" in last
+    assert read_tracks(tmp_path / "tracks.parquet").event_ids.tolist() == [events[0].event_id]
+
+
+def test_evaluate_the_truth(run, event_folder, true_tracks):
+    result = run("evaluate", event_folder, "--tracks", true_tracks)
+    assert result.code == 0, result.err
+    assert "2 events, 3200 hits, 300 tracks of 5 hits or more, 300 particles to find (targets)" in result.out
+    (line,) = [line for line in result.out.splitlines() if " efficiency " in line and "1.0000" in line][:1]
+    assert "68 % interval" in result.out
+    assert "1.0000" in line
+    facts = json.loads(run("evaluate", event_folder, "--tracks", true_tracks, "--json").out)
+    assert facts["efficiency"]["value"] == 1
+    assert facts["fake_rate"]["value"] == facts["duplicate_rate"]["value"] == 0
+
+
+def test_another_selection(run, event_folder, true_tracks):
+    arguments = ("evaluate", event_folder, "--tracks", true_tracks, "--selection", "comparison", "--json")
+    facts = json.loads(run(*arguments).out)
+    assert (facts["selection"], facts["n_targets"]) == ("comparison", 300)
+
+
+def test_plots(run, event_folder, true_tracks, tmp_path):
+    pytest.importorskip("mplhep")
+    result = run("evaluate", event_folder, "--tracks", true_tracks, "--plots", tmp_path / "plots")
+    assert result.code == 0, result.err
+    assert list((tmp_path / "plots").iterdir())
+
+
+def test_tracks_of_other_events(run, events, true_tracks, tmp_path):
+    write_event(replace(events[0], event_id=5), tmp_path / event_file(5))
+    result = run("evaluate", tmp_path, "--tracks", true_tracks)
+    assert (result.code, result.out) == (1, "")
+    assert "event 5: the file has no hits of this event" in result.err
+
+
+def test_no_truth(run, find, events, tmp_path):
+    write_event(replace(events[0], truth=None), tmp_path / event_file(1))
+    assert find(tmp_path, tmp_path / "tracks.csv").code == 0
+    result = run("evaluate", tmp_path, "--tracks", tmp_path / "tracks.csv")
+    assert (result.code, result.out) == (1, "")
+    assert (
+        result.err
+        == f"tritrack: event {events[0].event_id}: has no truth, so tracks cannot be judged on it\n"
+    )
+
+
+def test_repository(run, small_engines, tmp_path):
+    result = run("repository", "--engines", small_engines, "--out", tmp_path / "repository")
+    assert result.code == 0, result.err
+    for name in ("embedding", "graph", "filter", "gnn", "labelling", "track_finder"):
+        assert name in result.out
+        assert (tmp_path / "repository" / name / "config.pbtxt").is_file()
+
+
+def test_export(run, small_weights, tmp_path):
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "engines"
+    result = run("export", "--engine", "onnx", "--weights", small_weights, "--out", out)
+    assert result.code == 0, result.err
+    for stage in ("embedding", "graph", "filter", "gnn", "labelling"):
+        assert f"{stage}: " in result.out
+    assert read_card(out) == read_card(small_weights)
+
+
+def test_info(run, small_engines):
+    result = run("info", "--engines", small_engines, "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    card = read_card(small_engines)
+    assert facts["tritrack"] == version("tritrack") == tritrack.__version__
+    assert facts["contract version"] == CONTRACT_VERSION
+    assert facts["libraries"]["numpy"] == np.__version__
+    assert facts["engines"]["sha256"] == card.hash
+    assert facts["engines"]["card"] == "small"
+    assert facts["engines"]["max_hits"] == card.limits.max_hits
+    table = run("info", "--engines", small_engines).out
+    for fact in (facts["python"], facts["libraries"]["numpy"], card.hash):
+        assert fact in table
+
+
+def test_info_of_engines_that_cannot_be_used(run, tmp_path):
+    assert "none there" in run("info", "--engines", tmp_path).out
+    (tmp_path / "card.json").write_text("{}")
+    result = run("info", "--engines", tmp_path, "--json")
+    assert result.code == 0
+    assert "missing required field" in json.loads(result.out)["engines"][str(tmp_path)]
+
+
+def test_the_public_face():
+    from tritrack.service.client import TrackFinder
+
+    assert tritrack.TrackFinder is TrackFinder
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = tritrack.Nothing

@@ -1,0 +1,72 @@
+"""``tritrack serve`` as a user runs it, and the commands that talk to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tritrack.stages.card import read_card
+from tritrack.stages.contract import CONTRACT_VERSION
+
+
+@pytest.fixture
+def serving(run, small_engines, tmp_path):
+    """A ``tritrack serve`` in a process of its own, and its gRPC HOST:PORT."""
+    pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
+    assert run("repository", "--engines", small_engines, "--out", tmp_path / "repository").code == 0
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tritrack",
+            "serve",
+            tmp_path / "repository",
+            "--log",
+            tmp_path / "server.log",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("tritonserver from ")
+            ready = process.stdout.readline()
+            match = re.match(r"ready: gRPC (\S+), HTTP \S+, metrics \S+$", ready)
+            assert match, ready + process.stdout.read()
+            yield process, match[1]
+        finally:
+            process.kill()  # does nothing to one that has ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_serve(run, serving, event_folder, small_engines, tmp_path, stop):
+    process, url = serving
+    served, local = tmp_path / "served.parquet", tmp_path / "local.parquet"
+    found = run("find", event_folder, "--url", url, "--out", served)
+    assert found.code == 0, found.err
+    assert run("find", event_folder, "--local", "--engines", small_engines, "--out", local).code == 0
+    assert served.read_bytes() == local.read_bytes()
+
+    facts = json.loads(run("info", "--url", url, "--json").out)
+    assert facts["server"] == url
+    assert facts["server contract version"] == CONTRACT_VERSION
+    assert facts["this client fits"] is True
+    assert facts["server card sha256"] == read_card(small_engines).hash
+    assert run("info", "--url", url).code == 0
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(stop)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out == "stopped\n"
+    assert not any(child.is_running() for child in family)
