@@ -93,9 +93,9 @@ class Event:
     hits
         float32 [n_hits, 3], x, y, z in mm, global frame.
     hit_id
-        int64 [n_hits], the source's own name of each hit, unique; arange(n_hits) in simulated events.
+        int64 [n_hits], the source's own name of each hit, unique; arange(n_hits) where it has none.
     modules
-        int32 [n_hits, 3], volume, layer and module id of the detector element.
+        int32 [n_hits, 3], volume, layer and module id of the detector element; 0 where the source has none.
     truth
         None for hits alone.
     measurements

@@ -71,6 +71,9 @@ SCHEMA = pa.schema(
 )
 """The columns of an event file. A column is null where the event has no truth, weights or measurements."""
 
+REQUIRED = ("event_id", "x", "y", "z")
+"""The columns that tracks are found from; of a file written elsewhere, any other may be missing."""
+
 _FLOATS = [f.name for f in SCHEMA if pa.types.is_list(f.type) and f.type.value_type == _F4]
 
 
@@ -137,8 +140,8 @@ def read_events(path: Path) -> Iterator[Event]:
     """
     try:
         with pq.ParquetFile(path) as file:
-            _check_schema(file.schema_arrow, path)
-            for batch in file.iter_batches(batch_size=1, columns=SCHEMA.names):
+            columns = _check_schema(file.schema_arrow, path)
+            for batch in file.iter_batches(batch_size=1, columns=columns):
                 yield check_event(_event(batch, path), where=str(path))
     except FileNotFoundError:
         raise EventError(f"{path}: no such file") from None
@@ -146,16 +149,18 @@ def read_events(path: Path) -> Iterator[Event]:
         raise EventError(f"{path}: cannot be read as Parquet: {error}") from None
 
 
-def _check_schema(schema: pa.Schema, path: Path) -> None:
+def _check_schema(schema: pa.Schema, path: Path) -> list[str]:
+    """Return the format's columns that the file has."""
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is not None and version != FORMAT_VERSION.encode():
         raise EventError(
             f"{path}: event format {version.decode()}, this version reads format {FORMAT_VERSION}"
         )
-    missing = [name for name in SCHEMA.names if name not in schema.names]
+    missing = [name for name in REQUIRED if name not in schema.names]
     if missing:
         raise EventError(f"{path}: columns are missing: {', '.join(missing)}")
-    for field in SCHEMA:
+    present = [field for field in SCHEMA if field.name in schema.names]
+    for field in present:
         found = schema.field(field.name).type
         is_list = pa.types.is_list(field.type)
         same = found == field.type or (
@@ -164,6 +169,7 @@ def _check_schema(schema: pa.Schema, path: Path) -> None:
         if not same:
             wanted = f"list<{field.type.value_type}>" if is_list else str(field.type)
             raise EventError(f"{path}: column {field.name} is {found}, it should be {wanted}")
+    return [field.name for field in present]
 
 
 def _row(event: Event) -> dict[str, NDArray[Any]]:
@@ -199,7 +205,7 @@ class _Row:
         self._batch = batch
 
     def has(self, name: str) -> bool:
-        return bool(self._batch.column(name)[0].is_valid)
+        return name in self._batch.schema.names and bool(self._batch.column(name)[0].is_valid)
 
     def array(self, name: str) -> NDArray[Any]:
         if not self.has(name):
@@ -241,11 +247,15 @@ def _event(batch: pa.RecordBatch, path: Path) -> Event:
             particles=particles,
             weight=row.array("weight") if row.has("weight") else None,
         )
+    hits = row.stack("x", "y", "z")
+    n_hits = hits.shape[0]
     return Event(
         event_id=row.event_id,
-        hits=row.stack("x", "y", "z"),
-        hit_id=row.array("hit_id"),
-        modules=row.stack("volume", "layer", "module"),
+        hits=hits,
+        hit_id=row.array("hit_id") if row.has("hit_id") else np.arange(n_hits, dtype=np.int64),
+        modules=row.stack("volume", "layer", "module")
+        if row.has("volume")
+        else np.zeros((n_hits, 3), dtype=np.int32),
         truth=truth,
         measurements=measurements,
     )

@@ -24,7 +24,7 @@ NEGATIVE_WEIGHT = 0.01
 
 N_QUERIES = 768
 N_HARD_NEGATIVES = 200_000
-N_FILTER_NEGATIVES = 150_000
+N_FILTER_NEGATIVES = 75_000
 GAP_WEIGHT = (1.0, 0.3)
 """Weight of the attraction of consecutive hits, and of hits that skip one."""
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from tritrack.stages.card import LabellingMethod
     from tritrack.training.sample import Sample
 
-GRAPH_RECALL = 0.993
+GRAPH_RECALL = 0.99
 """Share of consecutive pairs that the radius must reach."""
 
-FILTER_RECALL = 0.993
-"""Share of the graph's true pairs that the filter's cut must keep."""
+FILTER_RECALL = 0.985
+"""Share of the graph's consecutive pairs that the filter's cut must keep: pairs that skip a hit bridge the rest."""
 
 GNN_CUTS = tuple(np.round(np.arange(0.1, 0.96, 0.05), 2).tolist())
 """The cuts on EDGE_SCORE that are tried."""
@@ -56,16 +56,17 @@ def choose_radius(embedding: nn.Module, samples: Iterable[Sample]) -> float:
 
 
 def choose_filter_cut(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> float:
-    """Return the highest cut that keeps ``FILTER_RECALL`` of the true pairs of the graphs.
+    """Return the highest cut that keeps ``FILTER_RECALL`` of the graphs' consecutive pairs.
 
     Raises
     ------
     EventError
-        Where the graphs have no true pair.
+        Where the graphs have none.
     """
     scores = []
     for sample, pairs in graphs:
         target, _ = pair_targets(sample, pairs)
+        target &= np.abs(np.diff(sample.rank[pairs], axis=0)[0]) == 1
         target &= sample.weight[pairs[0]] >= MIN_WEIGHT
         scores.append(pair_scores(network, sample.hits, np.ascontiguousarray(pairs[:, target])))
     return _quantile(scores, 1 - FILTER_RECALL)

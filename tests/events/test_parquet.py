@@ -138,7 +138,7 @@ def _set(table: pa.Table, name: str, values: list) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop_columns(["y", "hit_id"]), "columns are missing: y, hit_id"),
+        (lambda t: t.drop_columns(["y", "event_id"]), "columns are missing: event_id, y"),
         (
             lambda t: t.set_column(1, "x", pa.array([["a"]])),
             r"column x is list<.*string>, it should be list<float>",
@@ -183,3 +183,16 @@ def test_the_sample_events_are_what_the_readme_says():
         assert hits_of == 1  # clean events: no noise
         pt = np.hypot(*particles.momentum[:, :2].T)
         assert (particles.primary & (pt >= 1)).sum() > 100
+
+
+def test_positions_alone_make_an_event(tmp_path, make_event):
+    event = make_event()
+    path = tmp_path / "positions.parquet"
+    write_event(event, path)
+    _rewrite(path, lambda t: t.select(["event_id", "x", "y", "z"]))
+    (found,) = read_events(path)
+    np.testing.assert_array_equal(found.hits, event.hits)
+    np.testing.assert_array_equal(found.hit_id, np.arange(event.n_hits))
+    assert found.modules.shape == (event.n_hits, 3)
+    assert found.truth is None
+    assert found.measurements is None
