@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING
 
 import numba
@@ -51,8 +52,8 @@ def walkthrough(
 ) -> NDArray[np.int64]:
     """Label paths: each component is split at its branches into its best paths from inside to outside.
 
-    The best path of a component is the one with the largest sum of scores. It becomes a track, its hits
-    are taken out, and what is left of the component is searched again. (The idea of a walk from hit to
+    The path with the largest sum of scores becomes a track, its hits are taken out, and what is left is
+    searched again. (The idea of a walk from hit to
     hit along the best edges is that of the Exa.TrkX chain, arXiv:2103.06995; the paths here are optimal
     because edges only lead outwards.)
 
@@ -60,20 +61,21 @@ def walkthrough(
     """
     keep = edge_score >= np.float32(cut)
     inner, outer = edge_index[:, keep]
-    component = _component_of(hits.shape[0], inner, outer)
-    # Hits in the order of the edges' direction, component by component; edges by their outer hit.
+    # Hits by their rank from the inside. Equal sums of scores are then settled by distance, not by index.
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
-    order = np.lexsort((distance, component))
+    order = np.argsort(distance, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
-    # Whatever way round a pair came; equal sums of scores are then settled by distance, not by index.
+    # Whatever way round a pair came.
     low, high = np.minimum(rank[inner], rank[outer]), np.maximum(rank[inner], rank[outer])
-    by_outer = np.lexsort((low, high))
+    by_outer, by_inner = np.lexsort((low, high)), np.argsort(low, kind="stable")
+    ranks = np.arange(order.size + 1)
     tracks = _best_paths(
-        component[order],
         low[by_outer],
-        np.searchsorted(high[by_outer], np.arange(order.size + 1)),
         edge_score[keep][by_outer],
+        np.searchsorted(high[by_outer], ranks),
+        high[by_inner],
+        np.searchsorted(low[by_inner], ranks),
     )
     labels = np.empty_like(tracks)
     labels[order] = tracks
@@ -115,44 +117,79 @@ def _component_of(n_hits: int, inner: NDArray[np.int32], outer: NDArray[np.int32
 
 @numba.njit(cache=True, nogil=True)
 def _best_paths(
-    component: NDArray[np.int64],
     inner: NDArray[np.int64],
-    starts: NDArray[np.int64],
     score: NDArray[np.float32],
+    ends_at: NDArray[np.int64],
+    outer: NDArray[np.int64],
+    starts_at: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Split every component into paths; all hits are given by their rank.
+    """Take out the best path, again and again; return each hit's path or -1. All hits are given by rank.
 
-    ``starts[h]:starts[h + 1]`` are the edges that end at hit ``h``, and no edge comes from a higher rank.
+    ``inner`` and ``score`` are those of the edges sorted by outer hit, ``ends_at[h]:ends_at[h + 1]`` those
+    that end at hit ``h``; ``outer`` those of the edges sorted by inner hit, with ``starts_at`` likewise.
     """
-    n_hits = component.size
+    n_hits = ends_at.size - 1
     track = np.full(n_hits, -1, dtype=np.int64)
     best = np.zeros(n_hits, dtype=np.float64)
     previous = np.full(n_hits, -1, dtype=np.int64)
+    ways = [(0.0, 0) for _ in range(0)]  # (minus the sum of scores, last hit); outdated ones stay in it
+    changed = [0 for _ in range(0)]
+    for hit in range(n_hits):
+        _find_best_way(hit, inner, score, ends_at, track, best, previous)
+        if best[hit] > 0.0:
+            heapq.heappush(ways, (-best[hit], hit))
     n_tracks = 0
-    begin = 0
-    while begin < n_hits:
-        end = begin + 1
-        while end < n_hits and component[end] == component[begin]:
-            end += 1
-        while True:
-            top = begin
-            for hit in range(begin, end):
-                best[hit] = 0.0
-                previous[hit] = -1
-                if track[hit] >= 0:
-                    continue
-                for edge in range(starts[hit], starts[hit + 1]):
-                    before = inner[edge]
-                    if before < hit and track[before] < 0 and best[before] + score[edge] > best[hit]:
-                        best[hit] = best[before] + score[edge]
-                        previous[hit] = before
-                if best[hit] > best[top]:
-                    top = hit
-            if best[top] == 0.0:
-                break
-            while top >= 0:
-                track[top] = n_tracks
-                top = previous[top]
-            n_tracks += 1
-        begin = end
+    while len(ways) > 0:
+        negative, top = heapq.heappop(ways)
+        if track[top] >= 0 or best[top] != -negative:
+            continue
+        while top >= 0:
+            track[top] = n_tracks
+            _add_followers(top, outer, starts_at, track, previous, changed)
+            top = previous[top]
+        n_tracks += 1
+        # What led through a hit that is gone looks for its next best way, from the inside outwards.
+        while len(changed) > 0:
+            hit = heapq.heappop(changed)
+            before = best[hit]
+            _find_best_way(hit, inner, score, ends_at, track, best, previous)
+            if best[hit] != before:
+                _add_followers(hit, outer, starts_at, track, previous, changed)
+                if best[hit] > 0.0:
+                    heapq.heappush(ways, (-best[hit], hit))
     return track
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_best_way(
+    hit: int,
+    inner: NDArray[np.int64],
+    score: NDArray[np.float32],
+    ends_at: NDArray[np.int64],
+    track: NDArray[np.int64],
+    best: NDArray[np.float64],
+    previous: NDArray[np.int64],
+) -> None:
+    best[hit] = 0.0
+    previous[hit] = -1
+    for edge in range(ends_at[hit], ends_at[hit + 1]):
+        before = inner[edge]
+        if before < hit and track[before] < 0 and best[before] + score[edge] > best[hit]:
+            best[hit] = best[before] + score[edge]
+            previous[hit] = before
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_followers(
+    hit: int,
+    outer: NDArray[np.int64],
+    starts_at: NDArray[np.int64],
+    track: NDArray[np.int64],
+    previous: NDArray[np.int64],
+    changed: list[int],
+) -> None:
+    """Note the free hits whose best way comes from a hit."""
+    for edge in range(starts_at[hit], starts_at[hit + 1]):
+        after = outer[edge]
+        if track[after] < 0 and previous[after] == hit:
+            heapq.heappush(changed, after)
