@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import onnxruntime
 
+from tritrack.stages.card import CardError
 from tritrack.stages.contract import FILTER_STAGE
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class OnnxEngine:
         The stage, which names its inputs and output.
     threads
         Threads of the session.
+
+    Raises
+    ------
+    CardError
+        Where the file cannot be loaded.
     """
 
     def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
@@ -44,9 +50,12 @@ class OnnxEngine:
         # runs on pieces of one size: there it saves half of the time.
         options.enable_cpu_mem_arena = spec is FILTER_STAGE
         self._inputs = [tensor.name for tensor in spec.inputs]
-        self._session = onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # noqa: BLE001 (its errors share no other class)
+            raise CardError(f"{path}: ONNX Runtime cannot load this engine: {error}") from None
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""

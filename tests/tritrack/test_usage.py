@@ -158,6 +158,15 @@ def test_broken_card(run, tmp_path, event_folder, command, text, sentence):
     assert re.fullmatch(sentence, result.err.strip())
 
 
+def test_broken_engine(run, tmp_path, small_engines, event_folder):
+    engines = shutil.copytree(small_engines, tmp_path / "engines")
+    (engines / "filter.onnx").write_bytes(b"nothing of the kind")
+    out = tmp_path / "t.csv"
+    result = run("find", event_folder, "--local", "--engines", engines, "--out", out)
+    assert_sentence(result, r"tritrack: .*filter\.onnx: ONNX Runtime cannot load this engine: .*")
+    assert not out.exists()
+
+
 def test_no_repository(run, tmp_path):
     result = run("serve", tmp_path, "--tritonserver", tmp_path / "none")
     assert_sentence(result, r"tritrack: .*none: no tritonserver there")
