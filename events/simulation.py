@@ -134,7 +134,7 @@ def check_installed() -> None:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"simulation needs the extra 'simulate' ({error.name} is not installed): "
-            "pip install 'tritrack[simulate]'",
+            "in tritrack's folder, pip install '.[simulate]'",
             name=error.name,
         ) from None
 

@@ -121,11 +121,24 @@ def find_installation(executable: Path | None = None) -> Installation:
     if on_path := shutil.which("tritonserver"):
         return Installation(binary=Path(on_path), source="PATH")
     try:
+        return wheel_installation()
+    except ServerStartError as error:
+        raise ServerStartError(f"no tritonserver in {CONTAINER} or on the PATH; {error}") from None
+
+
+def wheel_installation() -> Installation:
+    """Return the wheel's tritonserver, whose steps run in this Python.
+
+    Raises
+    ------
+    ServerStartError
+        Where the wheel is not installed.
+    """
+    try:
         wheel = metadata.distribution(WHEEL)
     except metadata.PackageNotFoundError:
         raise ServerStartError(
-            f"no tritonserver in {CONTAINER}, on the PATH, or in the {WHEEL} wheel: "
-            "pip install 'tritrack[server]', or name one"
+            f"the {WHEEL} wheel is not installed: in tritrack's folder, pip install '.[server]'"
         ) from None
     binary = Path(str(wheel.locate_file("pytriton/tritonserver/bin/tritonserver")))
     return Installation(binary=binary, source=f"the {WHEEL} {wheel.version} wheel")

@@ -104,14 +104,14 @@ PAIR_SCORE = TensorSpec(
     dtype=np.dtype(np.float32),
     dims=("n_edges",),
     unit="1",
-    meaning="the filter network's probability that a pair is on one particle",
+    meaning="the filter network's probability that a pair is consecutive, or with one hit between, on one particle",
 )
 EDGE_SCORE = TensorSpec(
     name="EDGE_SCORE",
     dtype=np.dtype(np.float32),
     dims=("n_edges",),
     unit="1",
-    meaning="the GNN's probability that a pair is consecutive (or one lost hit apart) on one particle",
+    meaning="the GNN's probability that a pair is consecutive, or with one hit between, on one particle",
 )
 TRACK_LABEL = TensorSpec(
     name="TRACK_LABEL",

@@ -23,7 +23,7 @@ from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import Counts, count
 from tritrack.physics.selection import TARGETS
 from tritrack.service.client import TrackFinder
-from tritrack.service.installation import find_installation
+from tritrack.service.installation import wheel_installation
 from tritrack.service.server import Server
 from tritrack.stages.pipeline import Pipeline
 
@@ -74,7 +74,9 @@ def main() -> None:
     """Run every step; raises where one fails."""
     begin = time.perf_counter()
     threads = len(os.sched_getaffinity(0))
-    find_installation().check()  # what the server lacks is better known before the work than after it
+    # Its steps run in this Python, with what is installed here. What it lacks is better known before the work.
+    installation = wheel_installation()
+    installation.check()
     engines, repository, pictures = BUILD / "engines", BUILD / "model_repository", BUILD / "demo"
     _step(1, f"sample events from {SAMPLES}, weights from {WEIGHTS}")
     events = list(read_all([SAMPLES]))
@@ -88,8 +90,8 @@ def main() -> None:
     _say(", ".join(sorted(path.name for path in repository.iterdir() if path.is_dir())))
 
     _step(4, "tritonserver")
-    server = Server(repository)
-    _say(f"{server.installation.binary} (from {server.installation.source})")
+    server = Server(repository, executable=installation.binary)
+    _say(f"{installation.binary} (from {installation.source})")
     with server:
         _say(f"ready: gRPC {server.url}, HTTP {server.http_url}, metrics {server.metrics_url}")
         _step(5, "each event by gRPC to the model track_finder, one label per hit back")

@@ -47,7 +47,7 @@ def one_sentence(*, extra: str | None) -> Iterator[None]:
         library = (error.name or "").partition(".")[0]
         if library not in OPTIONAL_LIBRARIES or extra is None:
             raise
-        errors.print(f"tritrack: {library} is not installed: pip install 'tritrack[{extra}]'")
+        errors.print(f"tritrack: {library} is not installed: in tritrack's folder, pip install '.[{extra}]'")
         raise SystemExit(MISUSED) from None
     except UsageError as error:
         errors.print(f"tritrack: {error}")

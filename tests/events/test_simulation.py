@@ -69,7 +69,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 @pytest.mark.parametrize("module", ["acts", "pythia8mc"])
 def test_a_missing_extra_is_named(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"tritrack\[simulate\]"):
+    with pytest.raises(ImportError, match=r"\.\[simulate\]"):
         check_installed()
 
 

@@ -82,7 +82,7 @@ def test_the_client_alone(event_folder, true_tracks, tmp_path):
     ):
         assert code == 2
         assert err.count("\n") == 1
-        assert err.endswith(f" is not installed: pip install 'tritrack[{extra}]'\n")
+        assert err.endswith(f" is not installed: in tritrack's folder, pip install '.[{extra}]'\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,7 +100,7 @@ def test_a_library_of_several_extras_is_named_by_the_command(library, event_fold
         if extra in needed_by.get(library, commands):
             assert (code, err) == (
                 2,
-                f"tritrack: {library} is not installed: pip install 'tritrack[{extra}]'\n",
+                f"tritrack: {library} is not installed: in tritrack's folder, pip install '.[{extra}]'\n",
             )
         else:
             assert "is not installed" not in err
