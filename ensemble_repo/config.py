@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
@@ -93,7 +94,7 @@ def _ensemble_config(steps: tuple[Step, ...], card: ModelCard) -> Any:
         config.ensemble_scheduling.step.add(
             model_name=step.name, model_version=-1, input_map=inputs, output_map=outputs
         )
-    limits = {"max_hits": str(card.limits.max_hits), "max_edges": str(card.limits.max_edges)}
+    limits = {name: str(limit) for name, limit in asdict(card.limits).items()}
     _set_parameters(config, _identity(card) | limits)
     return config
 

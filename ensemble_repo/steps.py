@@ -58,4 +58,5 @@ def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
 def _cut(card: ModelCard, tensors: Tensors) -> Outputs:
     edge_index, pair_score = tensors[EDGE_INDEX.name], tensors[PAIR_SCORE.name]
     check_tensor(pair_score, PAIR_SCORE, check_tensor(edge_index, EDGE_INDEX, {}))
-    return {EDGE_INDEX.name: select_edges(edge_index, pair_score, cut=card.cuts.filter_cut)}
+    cut, limit = card.cuts.filter_cut, card.limits.max_edges
+    return {EDGE_INDEX.name: select_edges(edge_index, pair_score, cut=cut, max_edges=limit)}

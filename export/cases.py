@@ -102,10 +102,10 @@ def event_cases(events: Sequence[Event], *, networks: Mapping[str, nn.Module], c
             event.hits,
             run_network(networks["embedding"], event.hits),
             radius=card.cuts.radius,
-            max_edges=card.limits.max_edges,
+            max_pairs=card.limits.max_pairs,
         )
         score = score_pairs(partial(run_network, networks["filter"]), event.hits, graph)
-        kept = select_edges(graph, score, cut=card.cuts.filter_cut)
+        kept = select_edges(graph, score, cut=card.cuts.filter_cut, max_edges=card.limits.max_edges)
         step = -(-graph.shape[1] // PAIRS_AT_ONCE)
         sample = np.ascontiguousarray(graph[:, :: max(step, 1)])  # what the network sees at once
         name = f"event {event.event_id}, {event.n_hits} hits"

@@ -109,7 +109,7 @@ def gate_graph(*, network: nn.Module, card: ModelCard, cases: Sequence[Case]) ->
         hits = case.hits[:_BRUTE_FORCE_HITS]
         n_hits = hits.shape[0]
         embedding = run_network(network, hits)
-        found = radius_graph(hits, embedding, radius=radius, max_edges=n_hits**2)
+        found = radius_graph(hits, embedding, radius=radius, max_pairs=n_hits**2)
         wanted, distance = radius_pairs(hits, embedding, radius=radius)
         inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
         _, first, counts = np.unique(inner * n_hits + outer, return_index=True, return_counts=True)

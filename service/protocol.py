@@ -69,7 +69,7 @@ class ServerInfo:
         Which model card it serves.
     n_columns
         Columns of HITS.
-    max_hits, max_edges
+    max_hits, max_pairs, max_edges
         The model's limits.
     steps
         The ensemble's steps, in order.
@@ -83,6 +83,7 @@ class ServerInfo:
     card_sha256: str
     n_columns: int
     max_hits: int
+    max_pairs: int
     max_edges: int
     steps: tuple[str, ...]
 
@@ -229,6 +230,7 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             card_sha256=values["card_sha256"],
             n_columns=int(config.input[0].dims[1]),
             max_hits=int(values["max_hits"]),
+            max_pairs=int(values["max_pairs"]),
             max_edges=int(values["max_edges"]),
             steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
         )

@@ -31,7 +31,7 @@ def shared_memory_at_limits(card: ModelCard) -> int:
         "n_hits": card.limits.max_hits,
         "n_columns": len(card.columns),
         "d": card.networks.embedding_dim,
-        "n_edges": card.limits.max_edges,
+        "n_edges": card.limits.max_pairs,
     }
     return sum(
         spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)

@@ -73,9 +73,13 @@ class Cuts:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Largest event that the model takes: hits, and edges out of the graph stage."""
+    """Largest event that the model takes: hits, pairs out of the graph stage, edges out of the filter.
+
+    A pair costs the filter 8 bytes, an edge costs the GNN some kilobytes.
+    """
 
     max_hits: int
+    max_pairs: int
     max_edges: int
 
 

@@ -197,15 +197,17 @@ def check_hits(hits: NDArray[Any], *, n_columns: int, max_hits: int) -> None:
         raise ContractError(f"HITS: {bad.size} of {hits.shape[0]} rows hold NaN or infinity: rows {rows}")
 
 
-def check_edges(n_edges: int, *, max_edges: int, stage: str) -> None:
-    """Refuse more edges than the model's limit.
+def check_pairs(n_pairs: int, *, max_pairs: int) -> None:
+    """Refuse a graph of more pairs than the model's limit (raises ContractError)."""
+    if n_pairs > max_pairs:
+        raise ContractError(
+            f"EDGE_INDEX: the graph has {n_pairs} pairs of hits, the model's limit max_pairs is {max_pairs}"
+        )
 
-    Raises
-    ------
-    ContractError
-        Names the stage, the limit and the count.
-    """
+
+def check_edges(n_edges: int, *, max_edges: int) -> None:
+    """Refuse more edges after the filter than the model's limit (raises ContractError)."""
     if n_edges > max_edges:
         raise ContractError(
-            f"EDGE_INDEX: {stage} gives {n_edges} edges, the model's limit max_edges is {max_edges}"
+            f"EDGE_INDEX: the filter keeps {n_edges} edges, the model's limit max_edges is {max_edges}"
         )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tritrack.stages.contract import check_edges
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -44,7 +46,7 @@ def score_pairs(
 
 
 def select_edges(
-    edge_index: NDArray[np.int32], pair_score: NDArray[np.float32], *, cut: float
+    edge_index: NDArray[np.int32], pair_score: NDArray[np.float32], *, cut: float, max_edges: int
 ) -> NDArray[np.int32]:
     """Keep the pairs whose score reaches the cut.
 
@@ -56,10 +58,19 @@ def select_edges(
         float32 [n_edges].
     cut
         Lowest score that is kept.
+    max_edges
+        The model's limit.
 
     Returns
     -------
     ndarray
         int32 [2, n_kept], in the order of the input.
+
+    Raises
+    ------
+    ContractError
+        Where more than ``max_edges`` are kept.
     """
-    return np.ascontiguousarray(edge_index[:, pair_score >= np.float32(cut)])
+    keep = pair_score >= np.float32(cut)
+    check_edges(int(np.count_nonzero(keep)), max_edges=max_edges)
+    return np.ascontiguousarray(edge_index[:, keep])

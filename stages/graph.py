@@ -12,7 +12,7 @@ import faiss
 import numba
 import numpy as np
 
-from tritrack.stages.contract import check_edges
+from tritrack.stages.contract import check_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ FLAT_SEARCH_HITS = 20_000
 
 
 def radius_graph(
-    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float, max_edges: int
+    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float, max_pairs: int
 ) -> NDArray[np.int32]:
     """Return every pair of hits within a radius of each other in the learned space.
 
@@ -44,7 +44,7 @@ def radius_graph(
         float32 [n_hits, d].
     radius
         Euclidean distance in the learned space.
-    max_edges
+    max_pairs
         The model's limit.
 
     Returns
@@ -55,7 +55,7 @@ def radius_graph(
     Raises
     ------
     ContractError
-        Where there are more than ``max_edges`` pairs; found by counting, before they are stored.
+        Where there are more than ``max_pairs`` pairs; found by counting, before they are stored.
     """
     if hits.shape[0] < 2:
         return np.empty((2, 0), dtype=np.int32)
@@ -68,20 +68,20 @@ def radius_graph(
     squared = np.float32(radius) * np.float32(radius)
     counts = _count_pairs(points, first, last, squared)
     starts = np.concatenate(([0], np.cumsum(counts)))
-    check_edges(int(starts[-1]), max_edges=max_edges, stage="graph")
+    check_pairs(int(starts[-1]), max_pairs=max_pairs)
     pairs = np.empty((2, starts[-1]), dtype=np.int32)
     _fill_pairs(points, first, last, squared, starts, by_cell.astype(np.int32), pairs)
     return orient_pairs(hits, pairs)
 
 
 def knn_graph(
-    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, k: int, radius: float, max_edges: int
+    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, k: int, radius: float, max_pairs: int
 ) -> NDArray[np.int32]:
     """Return the pairs of each hit with its k nearest neighbours within a radius, by FAISS.
 
     Parameters
     ----------
-    hits, embedding, radius, max_edges
+    hits, embedding, radius, max_pairs
         As in :func:`radius_graph`.
     k
         Neighbours of a hit. A pair is kept where either hit is among the other's nearest.
@@ -94,7 +94,7 @@ def knn_graph(
     Raises
     ------
     ContractError
-        Where there are more than ``max_edges`` pairs.
+        Where there are more than ``max_pairs`` pairs.
     """
     n_hits, dim = embedding.shape
     if n_hits < 2:
@@ -113,7 +113,7 @@ def knn_graph(
     keep = (squared.ravel() <= np.float32(radius) ** 2) & (neighbour >= 0) & (neighbour != hit)
     low, high = np.minimum(hit, neighbour)[keep], np.maximum(hit, neighbour)[keep]
     unique = np.unique(low * n_hits + high)
-    check_edges(unique.size, max_edges=max_edges, stage="graph")
+    check_pairs(unique.size, max_pairs=max_pairs)
     return orient_pairs(hits, np.stack([unique // n_hits, unique % n_hits]).astype(np.int32))
 
 

@@ -100,8 +100,8 @@ def stage_function(spec: StageSpec, *, card: ModelCard, engine: Engine | None) -
     cuts, limits = card.cuts, card.limits
     if spec.name == "graph":
         if cuts.graph == "knn":
-            return partial(knn_graph, k=cuts.k, radius=cuts.radius, max_edges=limits.max_edges)
-        return partial(radius_graph, radius=cuts.radius, max_edges=limits.max_edges)
+            return partial(knn_graph, k=cuts.k, radius=cuts.radius, max_pairs=limits.max_pairs)
+        return partial(radius_graph, radius=cuts.radius, max_pairs=limits.max_pairs)
     if spec.name == "labelling":
         return partial(LABELLINGS[cuts.labelling], cut=cuts.gnn_cut)
     if engine is None:
@@ -111,7 +111,8 @@ def stage_function(spec: StageSpec, *, card: ModelCard, engine: Engine | None) -
         return network
 
     def run_filter(hits: NDArray[np.float32], edge_index: NDArray[np.int32]) -> NDArray[np.int32]:
-        return select_edges(edge_index, score_pairs(network, hits, edge_index), cut=cuts.filter_cut)
+        scores = score_pairs(network, hits, edge_index)
+        return select_edges(edge_index, scores, cut=cuts.filter_cut, max_edges=limits.max_edges)
 
     return run_filter
 
@@ -147,7 +148,7 @@ def load_stage(name: str, folder: Path, *, threads: int) -> Stage:
     """
     spec = next(spec for spec in STAGES if spec.name == name)
     card = read_card(folder)
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     engine = None
     if spec.engine:
         path = folder / f"{name}.onnx"

@@ -51,7 +51,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             gnn_cut=gnn_cut,
             labelling="walkthrough",
         ),
-        limits=Limits(max_hits=5000, max_edges=20_000),
+        limits=Limits(max_hits=5000, max_pairs=20_000, max_edges=15_000),
         metrics={},
         sha256={},
     )

@@ -28,7 +28,7 @@ def graph_pairs(network: nn.Module, hits: NDArray[np.float32], *, radius: float)
     """Return EDGE_INDEX of the graph stage, int32 [2, n_edges], from the torch module."""
     with torch.inference_mode():
         embedding = network(_tensor(network, hits)).cpu().numpy()
-    return radius_graph(hits, embedding, radius=radius, max_edges=UNLIMITED)
+    return radius_graph(hits, embedding, radius=radius, max_pairs=UNLIMITED)
 
 
 def pair_scores(network: nn.Module, hits: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float32]:
@@ -44,7 +44,7 @@ def pair_scores(network: nn.Module, hits: NDArray[np.float32], pairs: Pairs) -> 
 
 def filtered_pairs(network: nn.Module, hits: NDArray[np.float32], pairs: Pairs, *, cut: float) -> Pairs:
     """Return EDGE_INDEX of the filter stage, int32 [2, n_edges], from the torch module."""
-    return select_edges(pairs, pair_scores(network, hits, pairs), cut=cut)
+    return select_edges(pairs, pair_scores(network, hits, pairs), cut=cut, max_edges=UNLIMITED)
 
 
 def edge_scores(network: nn.Module, hits: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float32]:

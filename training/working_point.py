@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GRAPH_RECALL = 0.99
 """Share of consecutive pairs that the radius must reach."""
 
-FILTER_RECALL = 0.985
+FILTER_RECALL = 0.98
 """Share of the graph's consecutive pairs that the filter's cut must keep: pairs that skip a hit bridge the rest."""
 
 GNN_CUTS = tuple(np.round(np.arange(0.1, 0.96, 0.05), 2).tolist())

@@ -85,9 +85,12 @@ def train(
     max_hits: Annotated[
         int, typer.Option(min=1, help="Largest event the model will take, in hits.")
     ] = 200_000,
-    max_edges: Annotated[
+    max_pairs: Annotated[
         int, typer.Option(min=1, help="Largest graph of an event, in pairs of hits.")
     ] = 16_000_000,
+    max_edges: Annotated[
+        int, typer.Option(min=1, help="Most pairs of an event that the filter may keep for the GNN.")
+    ] = 2_000_000,
 ) -> None:
     """Train the embedding, the filter and the GNN, in that order."""
     from tritrack.stages.card import Limits, Networks
@@ -109,7 +112,7 @@ def train(
         filter=Schedule(steps=filter_steps, learning_rate=learning_rate),
         gnn=Schedule(steps=gnn_steps, learning_rate=learning_rate),
         networks=Networks(),
-        limits=Limits(max_hits=max_hits, max_edges=max_edges),
+        limits=Limits(max_hits=max_hits, max_pairs=max_pairs, max_edges=max_edges),
     )
     with bar() as progress:
         tasks = {

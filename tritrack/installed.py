@@ -47,7 +47,7 @@ def describe_server(url: str) -> dict[str, Any]:
         "server contract version": info.contract_version,
         "server card": info.card_name,
         "server card sha256": info.card_sha256,
-        "server limits": {"max_hits": info.max_hits, "max_edges": info.max_edges},
+        "server limits": {name: getattr(info, name) for name in ("max_hits", "max_pairs", "max_edges")},
         "this client fits": info.fits,
     }
 
@@ -96,5 +96,6 @@ def _engines(folder: Path) -> dict[str, Any]:
         "gnn_cut": cuts.gnn_cut,
         "labelling": cuts.labelling,
         "max_hits": limits.max_hits,
+        "max_pairs": limits.max_pairs,
         "max_edges": limits.max_edges,
     }

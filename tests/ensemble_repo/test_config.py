@@ -25,7 +25,7 @@ CARD = ModelCard(
     name="reference",
     networks=Networks(),
     cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
-    limits=Limits(max_hits=200_000, max_edges=5_000_000),
+    limits=Limits(max_hits=200_000, max_pairs=5_000_000, max_edges=1_000_000),
     metrics={},
     sha256={},
 )
@@ -124,7 +124,11 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
             assert values["intra_op_thread_count"] == "3"
             assert config.default_model_filename == f"{step.name}.onnx"
     values = {key: value.string_value for key, value in configs[ENSEMBLE].parameters.items()}
-    assert (values["max_hits"], values["max_edges"]) == ("200000", "5000000")
+    assert [values[name] for name in ("max_hits", "max_pairs", "max_edges")] == [
+        "200000",
+        "5000000",
+        "1000000",
+    ]
     assert values["card_sha256"] == CARD.hash
 
 

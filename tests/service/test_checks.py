@@ -103,7 +103,7 @@ def served_card(folder: Path) -> ModelCard:
         name="large",
         networks=Networks(embedding_dim=8),
         cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
-        limits=Limits(max_hits=1000, max_edges=1_000_000),
+        limits=Limits(max_hits=1000, max_pairs=1_000_000, max_edges=1_000_000),
         metrics={},
         sha256={},
     )

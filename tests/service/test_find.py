@@ -147,7 +147,7 @@ def test_one_client_serves_several_threads(finder: TrackFinder, chain: Pipeline,
         # All at one place: every pair is a candidate, and only the server knows how many that makes.
         (
             np.zeros((1000, 3), dtype=np.float32),
-            "graph gives 499500 edges, the model's limit max_edges is 20000",
+            "graph has 499500 pairs of hits, the model's limit max_pairs is 20000",
         ),
     ],
 )
@@ -193,7 +193,7 @@ def test_the_server_says_what_it_serves(finder: TrackFinder, chain: Pipeline, se
     assert info.contract_version == CONTRACT_VERSION
     assert info.fits
     assert (info.card_name, info.card_sha256) == (chain.card.name, chain.card.hash)
-    assert (info.n_columns, info.max_hits, info.max_edges) == (3, 5000, 20_000)
+    assert (info.n_columns, info.max_hits, info.max_pairs, info.max_edges) == (3, 5000, 20_000, 15_000)
     assert info.steps == tuple(stage.name for stage in STAGES)
     assert info.url == server.url
     assert info.server_version

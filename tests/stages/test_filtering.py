@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tritrack.stages import filtering
+from tritrack.stages.contract import ContractError
 from tritrack.stages.filtering import score_pairs, select_edges
 
 PAIRS = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], dtype=np.int32)
@@ -19,14 +20,20 @@ PAIRS = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], dtype=np.int32)
     ],
 )
 def test_keeps_scores_that_reach_the_cut(score, cut, kept):
-    selected = select_edges(PAIRS, np.array(score, dtype=np.float32), cut=cut)
+    selected = select_edges(PAIRS, np.array(score, dtype=np.float32), cut=cut, max_edges=4)
     assert selected.dtype == np.int32
     assert selected.flags.c_contiguous
     assert selected.tolist() == PAIRS[:, kept].tolist()
 
 
+def test_more_edges_than_the_limit_are_refused():
+    message = "the filter keeps 3 edges, the model's limit max_edges is 2"
+    with pytest.raises(ContractError, match=message):
+        select_edges(PAIRS, np.array([1, 1, 0, 1], dtype=np.float32), cut=0.5, max_edges=2)
+
+
 def test_no_edges():
-    none = select_edges(np.empty((2, 0), dtype=np.int32), np.empty(0, dtype=np.float32), cut=0.5)
+    none = select_edges(np.empty((2, 0), dtype=np.int32), np.empty(0, dtype=np.float32), cut=0.5, max_edges=0)
     assert none.shape == (2, 0)
 
 

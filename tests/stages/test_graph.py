@@ -56,7 +56,7 @@ def check_order(hits, pairs):
 @given(clouds())
 def test_radius_graph_is_every_pair_within_the_radius(cloud):
     hits, embedding, radius = cloud
-    pairs = radius_graph(hits, embedding, radius=radius, max_edges=NO_LIMIT)
+    pairs = radius_graph(hits, embedding, radius=radius, max_pairs=NO_LIMIT)
     check_order(hits, pairs)
     wanted, either = sure_pairs(hits, embedding, radius)
     found = {tuple(pair) for pair in pairs.T.tolist()}
@@ -67,7 +67,7 @@ def test_radius_graph_is_every_pair_within_the_radius(cloud):
 @given(clouds(), st.integers(1, 50))
 def test_knn_graph_holds_the_nearest_within_the_radius(cloud, k):
     hits, embedding, radius = cloud
-    pairs = knn_graph(hits, embedding, k=k, radius=radius, max_edges=NO_LIMIT)
+    pairs = knn_graph(hits, embedding, k=k, radius=radius, max_pairs=NO_LIMIT)
     check_order(hits, pairs)
     wanted, either = sure_pairs(hits, embedding, radius)
     found = {tuple(pair) for pair in pairs.T.tolist()}
@@ -79,7 +79,7 @@ def test_knn_graph_holds_the_nearest_within_the_radius(cloud, k):
 def test_knn_graph_keeps_k_neighbours():
     along = np.arange(8, dtype=np.float32)[:, None] ** 1.1
     hits = np.repeat(along + 1, 3, axis=1)
-    pairs = knn_graph(hits, along, k=1, radius=100.0, max_edges=NO_LIMIT)
+    pairs = knn_graph(hits, along, k=1, radius=100.0, max_pairs=NO_LIMIT)
     assert pairs.T.tolist() == [[i, i + 1] for i in range(7)]
 
 
@@ -88,8 +88,8 @@ def test_knn_graph_of_a_large_event_finds_most_pairs():
     n_hits = FLAT_SEARCH_HITS + 1
     embedding = rng.uniform(0.0, 1.0, (n_hits, 2)).astype(np.float32)
     hits = rng.normal(0.0, 500.0, (n_hits, 3)).astype(np.float32)
-    exact = radius_graph(hits, embedding, radius=0.01, max_edges=NO_LIMIT)
-    found = knn_graph(hits, embedding, k=30, radius=0.01, max_edges=NO_LIMIT)
+    exact = radius_graph(hits, embedding, radius=0.01, max_pairs=NO_LIMIT)
+    found = knn_graph(hits, embedding, k=30, radius=0.01, max_pairs=NO_LIMIT)
     assert found.shape[1] > 0.97 * exact.shape[1]
 
 
@@ -98,8 +98,8 @@ def test_knn_graph_of_a_large_event_finds_most_pairs():
 def test_permuted_hits_give_the_same_pairs(cloud, random):
     hits, embedding, radius = cloud
     order = np.array(random.sample(range(len(hits)), len(hits)), dtype=np.int64)
-    pairs = radius_graph(hits, embedding, radius=radius, max_edges=NO_LIMIT)
-    permuted = order[radius_graph(hits[order], embedding[order], radius=radius, max_edges=NO_LIMIT)]
+    pairs = radius_graph(hits, embedding, radius=radius, max_pairs=NO_LIMIT)
+    permuted = order[radius_graph(hits[order], embedding[order], radius=radius, max_pairs=NO_LIMIT)]
     _, either = sure_pairs(hits, embedding, radius)
     difference = {frozenset(p) for p in pairs.T.tolist()} ^ {frozenset(p) for p in permuted.T.tolist()}
     assert difference <= {frozenset(p) for p in either}
@@ -109,22 +109,24 @@ def test_permuted_hits_give_the_same_pairs(cloud, random):
 @pytest.mark.parametrize("build", [radius_graph, partial(knn_graph, k=3)], ids=["radius", "knn"])
 def test_too_few_hits_give_no_pairs(n_hits, build):
     hits, embedding = np.ones((n_hits, 3), np.float32), np.ones((n_hits, 4), np.float32)
-    pairs = build(hits, embedding, radius=1.0, max_edges=0)
+    pairs = build(hits, embedding, radius=1.0, max_pairs=0)
     assert pairs.shape == (2, 0)
     assert pairs.dtype == np.int32
 
 
 def test_hits_at_one_place_are_all_pairs():
     hits = np.ones((30, 3), np.float32)
-    pairs = radius_graph(hits, np.ones((30, 4), np.float32), radius=0.1, max_edges=435)
+    pairs = radius_graph(hits, np.ones((30, 4), np.float32), radius=0.1, max_pairs=435)
     assert pairs.T.tolist() == [[i, j] for i in range(30) for j in range(i + 1, 30)]
 
 
 @pytest.mark.parametrize("build", [radius_graph, partial(knn_graph, k=30)], ids=["radius", "knn"])
 def test_over_the_limit(build):
     hits, embedding = np.ones((30, 3), np.float32), np.ones((30, 4), np.float32)
-    with pytest.raises(ContractError, match=r"graph gives 435 edges, the model's limit max_edges is 434"):
-        build(hits, embedding, radius=1.0, max_edges=434)
+    with pytest.raises(
+        ContractError, match=r"graph has 435 pairs of hits, the model's limit max_pairs is 434"
+    ):
+        build(hits, embedding, radius=1.0, max_pairs=434)
 
 
 def test_inner_hit_comes_first_and_ties_go_to_the_lower_index():

@@ -62,7 +62,10 @@ def test_the_small_chain_passes_every_stage_some_edges(chain):
         (hits_with(np.nan), "HITS: 2 of 20 rows hold NaN or infinity: rows 3, 11"),
         (hits_with(-np.inf), "HITS: 2 of 20 rows hold NaN or infinity: rows 3, 11"),
         (np.zeros((5001, 3), np.float32), "HITS: 5001 hits, the model's limit max_hits is 5000"),
-        (np.ones((1000, 3), np.float32), "graph gives 499500 edges, the model's limit max_edges is 20000"),
+        (
+            np.ones((1000, 3), np.float32),
+            "graph has 499500 pairs of hits, the model's limit max_pairs is 20000",
+        ),
     ],
 )
 def test_what_a_client_sends_wrong(chain, hits, message):

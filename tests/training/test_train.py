@@ -63,7 +63,7 @@ def plan(folders, tmp_path, monkeypatch):
         filter=Schedule(steps=5),
         gnn=Schedule(steps=4),
         networks=SIZES,
-        limits=Limits(max_hits=1000, max_edges=10_000),
+        limits=Limits(max_hits=1000, max_pairs=10_000, max_edges=10_000),
     )
 
 

