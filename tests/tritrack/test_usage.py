@@ -40,7 +40,8 @@ def test_help_of_a_command(run, name):
         ("simulate", "--noise", "0 to 1"),
         ("simulate", "--pileup", "number"),
         ("train", "--max-hits", "in hits"),
-        ("train", "--max-edges", "in pairs"),
+        ("train", "--max-pairs", "pairs"),
+        ("train", "--max-edges", "pairs"),
         ("find", "--timeout", "in s"),
     ],
 )
