@@ -128,7 +128,7 @@ class ModelCard:
     training
         None for weights that were not trained (tests).
     metrics
-        Physics on held-out events, by name.
+        Physics on events that nothing was trained or chosen on, by name.
     sha256
         Hash of each weights file, by file name.
     """

@@ -155,8 +155,10 @@ class EventFiles:
     ----------
     folder
         Folder of Parquet events.
-    limit
-        At most this many, in order of their names.
+    name
+        Name of the set.
+    part
+        Which of the folder's events, in order of their names.
 
     Raises
     ------
@@ -164,10 +166,11 @@ class EventFiles:
         Where there are none.
     """
 
-    def __init__(self, folder: Path, *, limit: int | None = None) -> None:
-        self.paths = sorted(folder.glob("*.parquet"))[:limit]
+    def __init__(self, folder: Path, *, name: str, part: slice) -> None:
+        self.name = name
+        self.paths = sorted(folder.glob("*.parquet"))[part]
         if not self.paths:
-            raise EventError(f"{folder}: no Parquet events there")
+            raise EventError(f"{folder}: too few Parquet events there, none is left for {name}")
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -18,7 +19,13 @@ from tritrack.training.graphs import filtered_pairs, graph_pairs, kept
 from tritrack.training.loop import Schedule, draw, fit
 from tritrack.training.losses import embedding_loss, filter_loss, gnn_loss
 from tritrack.training.sample import EventFiles, Sample, pairs_within, wedge
-from tritrack.training.working_point import choose_filter_cut, choose_gnn_cut, choose_radius
+from tritrack.training.working_point import (
+    choose_filter_cut,
+    choose_gnn_cut,
+    choose_radius,
+    measure,
+    score_graphs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork
+    from tritrack.training.working_point import Scored
 
     Pairs = NDArray[np.int32]
     OnStep = Callable[[str, int, int, float], None]
@@ -37,9 +45,6 @@ NetworkName = Literal["embedding", "filter", "gnn"]
 
 WEDGE = np.pi / 2
 """Part of an event that a step sees, in radians of phi: four small steps teach more than a large one."""
-
-N_TUNING_EVENTS = 8
-"""Validation events that the cuts are chosen on."""
 
 
 class TrainingError(ValueError):
@@ -53,7 +58,7 @@ class Plan:
     Attributes
     ----------
     events, validation
-        Folders of simulated Parquet events.
+        Folders of simulated Parquet events; at least two events to validate on.
     n_events
         Train on the first so many.
     work
@@ -116,8 +121,10 @@ class Trainer:
         self._on_step = on_step
         self._on_note = on_note
         self._minutes: dict[str, float] = {}
-        self._events = EventFiles(plan.events, limit=plan.n_events)
-        self._validation = EventFiles(plan.validation, limit=N_TUNING_EVENTS)
+        self._events = EventFiles(plan.events, name="train", part=slice(plan.n_events))
+        # Every other validation event chooses the cuts; the card's metrics are of those between.
+        self._tuning = EventFiles(plan.validation, name="tuning", part=slice(0, None, 2))
+        self._held_out = EventFiles(plan.validation, name="held-out", part=slice(1, None, 2))
         torch.manual_seed(plan.seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._networks = {name: net.to(device) for name, net in build_networks(plan.networks).items()}
@@ -142,16 +149,15 @@ class Trainer:
             return embedding_loss(embedding, part, rng)
 
         self._fit("embedding", on_embedding, self.plan.embedding)
-        radius = choose_radius(embedding, self._validation)
+        radius = choose_radius(embedding, self._tuning)
         self._on_note(f"radius: {radius:.3f}")
         if last == "embedding":
             return None
 
         def graph(files: EventFiles, position: int) -> tuple[Sample, Pairs]:
             sample = files[position]
-            path = self.plan.work / "graph" / files.paths[position].with_suffix(".npy").name
-            if files is self._validation:
-                path = path.with_name(f"validation-{path.name}")
+            source = files.paths[position]
+            path = self.plan.work / "graph" / files.name / source.with_suffix(".npy").name
             return sample, kept(path, lambda: graph_pairs(embedding, sample.hits, radius=radius))
 
         def on_filter(step: int) -> Tensor:
@@ -161,8 +167,7 @@ class Trainer:
             return filter_loss(filter_, part, pairs_within(pairs, place), rng)
 
         self._fit("filter", on_filter, self.plan.filter)
-        validation = [graph(self._validation, i) for i in range(len(self._validation))]
-        filter_cut = choose_filter_cut(filter_, validation)
+        filter_cut = choose_filter_cut(filter_, map(partial(graph, self._tuning), range(len(self._tuning))))
         self._on_note(f"filter cut: {filter_cut:.4f}")
         if last == "filter":
             return None
@@ -178,10 +183,14 @@ class Trainer:
             return gnn_loss(gnn, part, pairs_within(pairs, place))
 
         self._fit("gnn", on_gnn, self.plan.gnn)
-        labelling, gnn_cut, metrics = choose_gnn_cut(
-            gnn, [(sample, filtered(sample, pairs)) for sample, pairs in validation]
-        )
-        self._on_note(f"GNN cut: {gnn_cut:.2f}, labelling: {labelling}, {metrics}")
+
+        def scored(files: EventFiles) -> list[Scored]:
+            graphs = (graph(files, position) for position in range(len(files)))
+            return score_graphs(gnn, ((sample, filtered(sample, pairs)) for sample, pairs in graphs))
+
+        labelling, gnn_cut = choose_gnn_cut(scored(self._tuning))
+        metrics = measure(scored(self._held_out), labelling=labelling, cut=gnn_cut)
+        self._on_note(f"labelling: {labelling}, GNN cut: {gnn_cut:.2f}, held-out events: {metrics}")
         cuts = Cuts(
             graph="radius", radius=radius, k=0, filter_cut=filter_cut, gnn_cut=gnn_cut, labelling=labelling
         )

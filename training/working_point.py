@@ -15,13 +15,15 @@ from tritrack.training.graphs import edge_scores, pair_scores
 from tritrack.training.sample import pair_targets, path_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
 
     from tritrack.stages.card import LabellingMethod
     from tritrack.training.sample import Sample
+
+    Scored = tuple[Sample, NDArray[np.int32], NDArray[np.float32]]
 
 GRAPH_RECALL = 0.99
 """Share of consecutive pairs that the radius must reach."""
@@ -72,32 +74,33 @@ def choose_filter_cut(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray
     return _quantile(scores, 1 - FILTER_RECALL)
 
 
-def choose_gnn_cut(
-    network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]
-) -> tuple[LabellingMethod, float, dict[str, float]]:
-    """Return the labelling and the cut with the largest efficiency less fake rate, and their physics.
+def score_graphs(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> list[Scored]:
+    """Run the GNN on filtered graphs: sample, pairs and their scores."""
+    return [(sample, pairs, edge_scores(network, sample.hits, pairs)) for sample, pairs in graphs]
 
-    The metrics are those of the validation events, which chose the cut: a little better than the truth. A
-    rate of nothing (no tracks, no targets) is not among them, and counts as 0 in the choice.
-    """
-    scored = [(sample, pairs, edge_scores(network, sample.hits, pairs)) for sample, pairs in graphs]
-    best: tuple[float, LabellingMethod, float, dict[str, float]] | None = None
-    for name, labelling in LABELLINGS.items():
-        for cut in GNN_CUTS:
-            counts = [
-                count(
-                    event=sample.event,
-                    pairs=pairs_from_labels(labelling(sample.hits, pairs, scores, cut=cut)),
-                )
-                for sample, pairs, scores in scored
-            ]
-            rates = sum(counts[1:], start=counts[0]).report().rates
-            figures = {k: rate["value"] for k, rate in rates.to_json().items() if rate["value"] is not None}
-            merit = figures.get("efficiency", 0.0) - figures.get("fake_rate", 0.0)
-            if best is None or merit > best[0]:
-                best = merit, name, cut, figures
-    assert best is not None
-    return best[1:]
+
+def choose_gnn_cut(scored: Sequence[Scored]) -> tuple[LabellingMethod, float]:
+    """Return the labelling and the cut with the largest efficiency less fake and duplicate rate."""
+
+    def merit(choice: tuple[LabellingMethod, float]) -> float:
+        rates = measure(scored, labelling=choice[0], cut=choice[1])
+        lost = rates.get("fake_rate", 0.0) + rates.get("duplicate_rate", 0.0)
+        return rates.get("efficiency", 0.0) - lost
+
+    return max(((name, cut) for name in LABELLINGS for cut in GNN_CUTS), key=merit)
+
+
+def measure(scored: Sequence[Scored], *, labelling: LabellingMethod, cut: float) -> dict[str, float]:
+    """Return the physics of a labelling and a cut, by name; a rate of nothing is left out."""
+    counts = [
+        count(
+            event=sample.event,
+            pairs=pairs_from_labels(LABELLINGS[labelling](sample.hits, pairs, scores, cut=cut)),
+        )
+        for sample, pairs, scores in scored
+    ]
+    rates = sum(counts[1:], start=counts[0]).report().rates
+    return {name: rate["value"] for name, rate in rates.to_json().items() if rate["value"] is not None}
 
 
 def _quantile(values: list[NDArray[np.float32]], share: float) -> float:

@@ -92,15 +92,19 @@ def test_event_files(tmp_path, helices):
     events = {event_id: helices(event_id, n_particles=3) for event_id in (102, 100, 101)}
     for event_id, event in events.items():
         write_event(event, tmp_path / event_file(event_id))
-    assert [sample.event.event_id for sample in EventFiles(tmp_path)] == [100, 101, 102]
-    first = EventFiles(tmp_path, limit=1)
+    assert [sample.event.event_id for sample in EventFiles(tmp_path, name="all", part=slice(None))] == [
+        100,
+        101,
+        102,
+    ]
+    first = EventFiles(tmp_path, name="first", part=slice(1))
     assert len(first) == 1
     np.testing.assert_array_equal(first[0].hits, events[100].hits)
 
 
 def test_no_event_files(tmp_path):
-    with pytest.raises(EventError, match="no Parquet events there"):
-        EventFiles(tmp_path)
+    with pytest.raises(EventError, match="too few Parquet events there, none is left for all"):
+        EventFiles(tmp_path, name="all", part=slice(None))
 
 
 def test_several_events_in_a_file(tmp_path, helices):
@@ -110,7 +114,7 @@ def test_several_events_in_a_file(tmp_path, helices):
         table = file.read()
     pq.write_table(pa.concat_tables([table, table]), path)
     with pytest.raises(EventError, match=rf"{path.name}: holds 2 events"):
-        EventFiles(tmp_path)[0]
+        EventFiles(tmp_path, name="all", part=slice(None))[0]
 
 
 @pytest.mark.parametrize("start", [-np.pi, -1.0, 0.5, 3.0, np.pi])  # 3.0: across the seam at pi

@@ -98,11 +98,11 @@ def test_a_whole_training(plan):
     assert {"python", "tritrack", "torch", "numpy"} <= set(card.training.versions)
     assert 0 <= card.metrics["efficiency"] <= 1
     # Each event's pairs are kept once; those of equal names do not meet.
-    assert sorted(path.name for path in (plan.work / "graph").iterdir()) == [
-        "event000000000.npy",
-        "event000000001.npy",
-        "validation-event000000000.npy",
-        "validation-event000000001.npy",
+    assert sorted(str(path.relative_to(plan.work / "graph")) for path in plan.work.rglob("graph/*/*")) == [
+        "held-out/event000000001.npy",
+        "train/event000000000.npy",
+        "train/event000000001.npy",
+        "tuning/event000000000.npy",
     ]
 
 

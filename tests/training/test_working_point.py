@@ -10,6 +10,7 @@ pytest.importorskip("faiss")
 pytest.importorskip("numba")
 
 from tritrack.events.event import EventError
+from tritrack.stages.labelling import LABELLINGS
 from tritrack.training.sample import make_sample, pair_targets, path_pairs
 from tritrack.training.working_point import (
     FILTER_RECALL,
@@ -18,6 +19,8 @@ from tritrack.training.working_point import (
     choose_filter_cut,
     choose_gnn_cut,
     choose_radius,
+    measure,
+    score_graphs,
 )
 
 
@@ -68,16 +71,17 @@ def test_soft_particles_do_not_choose_the_radius(hand_made):
     assert 0 < choose_radius(Known(lambda _: places), [sample]) <= 2
 
 
+def consecutive(sample, pairs):
+    return pair_targets(sample, pairs)[0] & (np.abs(sample.rank[pairs[0]] - sample.rank[pairs[1]]) == 1)
+
+
 def test_filter_cut(helices):
     samples = [make_sample(helices(i, n_particles=30)) for i in (1, 2)]
     graphs = [(sample, graph_of(sample)) for sample in samples]
     network = Known(lambda _, pairs: (pairs[0] * 31 + pairs[1] * 17) % 1009 / 1009)
     cut = choose_filter_cut(network, graphs)
     scores = np.concatenate(
-        [
-            network(torch.from_numpy(s.hits), torch.from_numpy(p)).numpy()[pair_targets(s, p)[0]]
-            for s, p in graphs
-        ]
+        [network(torch.from_numpy(s.hits), torch.from_numpy(p)).numpy()[consecutive(s, p)] for s, p in graphs]
     )
     assert np.mean(scores >= cut) == pytest.approx(FILTER_RECALL, abs=2 / scores.size)
 
@@ -90,19 +94,21 @@ def test_gnn_cut(helices):
         target, _ = pair_targets(truth[hits.tobytes()], pairs)
         return np.where(target, 0.52, 0.48)
 
-    labelling, cut, metrics = choose_gnn_cut(Known(score), graphs)
+    scored = score_graphs(Known(score), graphs)
+    labelling, cut = choose_gnn_cut(scored)
     assert cut == 0.5
-    assert labelling in {"components", "walkthrough"}
+    assert labelling in LABELLINGS
+    metrics = measure(scored, labelling=labelling, cut=cut)
     assert metrics["efficiency"] == 1
     assert metrics["fake_rate"] == metrics["unmatched_rate"] == 0
 
 
 def test_no_tracks_at_any_cut(helices):
     sample = make_sample(helices(1))
-    _, cut, metrics = choose_gnn_cut(
-        Known(lambda _, pairs: np.zeros(pairs.shape[1])), [(sample, graph_of(sample))]
-    )
+    scored = score_graphs(Known(lambda _, pairs: np.zeros(pairs.shape[1])), [(sample, graph_of(sample))])
+    labelling, cut = choose_gnn_cut(scored)
     assert cut in GNN_CUTS
+    metrics = measure(scored, labelling=labelling, cut=cut)
     assert metrics["efficiency"] == 0
     assert "fake_rate" not in metrics  # of no tracks there is no share
 
