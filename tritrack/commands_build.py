@@ -78,9 +78,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 1,
     data_seed: Annotated[int, typer.Option(help="Seed of the events, for the card.")] = 1,
     pileup: Annotated[float, typer.Option(help="Pile-up of the events, for the card.")] = 40.0,
-    embedding_steps: Annotated[int, typer.Option(min=3, help="Steps (one event each).")] = 1500,
-    filter_steps: Annotated[int, typer.Option(min=3, help="Steps (one event each).")] = 600,
-    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps (one event each).")] = 2400,
+    embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a quarter of an event each.")] = 4000,
+    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a quarter of an event each.")] = 1500,
+    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a quarter of an event each.")] = 2200,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
     max_hits: Annotated[
         int, typer.Option(min=1, help="Largest event the model will take, in hits.")
