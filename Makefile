@@ -45,7 +45,7 @@ lint: $(VENV)/dev  ## Run ruff and mypy
 
 .PHONY: export
 export: $(VENV)/demo  ## Export the shipped weights to build/engines
-	$(BIN)/tritrack export --engine onnx --weights $(WEIGHTS) --out $(ENGINES)
+	$(BIN)/tritrack export --engine onnx --weights $(WEIGHTS) --events events/samples --out $(ENGINES)
 
 .PHONY: serve
 serve: export  ## Serve the shipped weights until Ctrl-C

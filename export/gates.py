@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from tritrack.events.event import Event
     from tritrack.export.cases import Case
     from tritrack.stages.card import ModelCard
     from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
+    from tritrack.stages.pipeline import Pipeline
 
 EMBEDDING_TOLERANCE = 1e-5
 """Largest difference of a coordinate, relative to the largest coordinate of the event."""
 
-SCORE_TOLERANCE = 2e-5
-"""Largest difference of a score (a probability)."""
+SCORE_TOLERANCE = {"filter": 2e-5, "gnn": 1e-4}
+"""Largest difference of a score (a probability), by stage. Float32 itself leaves one GNN score in a thousand
+2e-4 from its value in float64 (trained weights, pile-up 40)."""
+
+TRACK_TOLERANCE = 1e-3
+"""Share of the tracks that may not be the same sets of hits, end to end."""
 
 RADIUS_TOLERANCE = 1e-5
 """Pairs this close to the radius, relative to it, may be in the graph or not: float32 rounds there."""
@@ -50,7 +56,7 @@ class GateResult:
         What was compared, and on what.
     deviation
         Networks: largest difference (see the tolerances). Graph: pairs that differ. Labelling: hits whose
-        labels differ. Infinite where shapes differ or a value is not finite.
+        labels differ. Chain: share of tracks that differ. Infinite where shapes differ or a value is not finite.
     tolerance
         Largest deviation that passes.
     """
@@ -87,7 +93,7 @@ def gate_network(
         if EDGE_INDEX in spec.inputs:
             inputs.append(case.edge_index[spec.name])
         deviation = _deviation(run_network(network, *inputs), engine(*inputs), relative=is_embedding)
-        tolerance = EMBEDDING_TOLERANCE if is_embedding else SCORE_TOLERANCE
+        tolerance = EMBEDDING_TOLERANCE if is_embedding else SCORE_TOLERANCE[spec.name]
         results.append(GateResult(stage=spec.name, case=case.name, deviation=deviation, tolerance=tolerance))
     return results
 
@@ -155,6 +161,28 @@ def gate_labelling(*, card: ModelCard) -> list[GateResult]:
             for method in found
         ]
     return results
+
+
+def gate_chain(chain: Pipeline, *, reference: Pipeline, events: Iterable[Event]) -> list[GateResult]:
+    """Compare the tracks of events, end to end, with those of the reference chain."""
+    return [
+        GateResult(
+            stage="chain",
+            case=f"event {event.event_id}, {event.n_hits} hits",
+            deviation=_share_of_other_tracks(chain.find(event.hits), reference.find(event.hits)),
+            tolerance=TRACK_TOLERANCE,
+        )
+        for event in events
+    ]
+
+
+def _share_of_other_tracks(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
+    sizes = [np.bincount(labels[labels >= 0]) for labels in (found, wanted)]
+    n_tracks = max(size.size for size in sizes)
+    both = (found >= 0) & (wanted >= 0)
+    (a, b), shared = np.unique(np.stack([found[both], wanted[both]]), axis=1, return_counts=True)
+    same = np.count_nonzero((shared == sizes[0][a]) & (shared == sizes[1][b]))
+    return 1 - same / n_tracks if n_tracks else 0.0
 
 
 def _inner_first(hits: NDArray[np.float32], edges: NDArray[np.int32]) -> NDArray[np.int32]:

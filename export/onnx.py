@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import onnx
 
-from tritrack.export.cases import drawn_cases, event_cases
-from tritrack.export.gates import GateResult, gate_graph, gate_labelling, gate_network, require
+from tritrack.export.cases import drawn_cases, event_cases, run_network
+from tritrack.export.gates import GateResult, gate_chain, gate_graph, gate_labelling, gate_network, require
 from tritrack.export.network import export_network
 from tritrack.stages.card import CARD_FILE
 from tritrack.stages.contract import STAGES
 from tritrack.stages.engine import OnnxEngine
+from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.stage import Stage, stage_function
 from tritrack.stages.weights import load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from tritrack.export.cases import Case
     from tritrack.stages.card import ModelCard
     from tritrack.stages.contract import StageSpec
+    from tritrack.stages.engine import Engine
 
     StageHook = Callable[[str, Sequence[GateResult]], None]
 
@@ -52,9 +56,9 @@ def export_engines(
     threads
         Threads of the engines while they are compared: those that will be served.
     events
-        Events to compare on, besides drawn hits.
+        Events to compare on, besides drawn hits, stage by stage and end to end.
     on_stage
-        Called with each stage's name and results once it has passed.
+        Called with each stage's name and results once it has passed, and with "chain" at the end.
 
     Returns
     -------
@@ -88,9 +92,28 @@ def export_engines(
         if on_stage is not None:
             on_stage(spec.name, passed)
         results += passed
+    if events:
+        engines = {
+            spec.name: OnnxEngine(_engine_file(out, spec), spec=spec, threads=threads)
+            for spec in STAGES
+            if spec.engine
+        }
+        modules = {name: partial(run_network, network) for name, network in networks.items()}
+        passed = gate_chain(_chain(card, engines), reference=_chain(card, modules), events=events)
+        require(passed)
+        if on_stage is not None:
+            on_stage("chain", passed)
+        results += passed
     (out / GATES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     (out / CARD_FILE).write_bytes(card.to_json())
     return results
+
+
+def _chain(card: ModelCard, engines: Mapping[str, Engine]) -> Pipeline:
+    return Pipeline(
+        Stage(spec, card=card, function=stage_function(spec, card=card, engine=engines.get(spec.name)))
+        for spec in STAGES
+    )
 
 
 def _engine_file(folder: Path, spec: StageSpec) -> Path:

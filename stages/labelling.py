@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Labelling = Callable[..., NDArray[np.int64]]
 
 
+_SCORE_STEPS = np.float32(1024)
+
+
 def components(
     hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
 ) -> NDArray[np.int64]:
@@ -53,9 +56,9 @@ def walkthrough(
     """Label paths: each component is split at its branches into its best paths from inside to outside.
 
     The path with the largest sum of scores becomes a track, its hits are taken out, and what is left is
-    searched again. (The idea of a walk from hit to
-    hit along the best edges is that of the Exa.TrkX chain, arXiv:2103.06995; the paths here are optimal
-    because edges only lead outwards.)
+    searched again. (The idea of a walk from hit to hit along the best edges is that of the Exa.TrkX chain,
+    arXiv:2103.06995; the paths here are optimal because edges only lead outwards.) Scores count in steps of
+    1/1024, see :func:`round_scores`.
 
     Parameters and return value are those of :func:`components`.
     """
@@ -72,7 +75,7 @@ def walkthrough(
     ranks = np.arange(order.size + 1)
     tracks = _best_paths(
         low[by_outer],
-        edge_score[keep][by_outer],
+        round_scores(edge_score[keep])[by_outer],
         np.searchsorted(high[by_outer], ranks),
         high[by_inner],
         np.searchsorted(low[by_inner], ranks),
@@ -80,6 +83,16 @@ def walkthrough(
     labels = np.empty_like(tracks)
     labels[order] = tracks
     return number_tracks(labels)
+
+
+def round_scores(edge_score: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round scores to steps of 1/1024, at least one step.
+
+    Two particles can leave hits at one place, with the same scores but for the last digits: which of them a
+    path takes must not depend on the engine's rounding. Sums of such steps are exact, too.
+    """
+    rounded: NDArray[np.float32] = np.maximum(np.rint(edge_score * _SCORE_STEPS), 1) / _SCORE_STEPS
+    return rounded
 
 
 LABELLINGS: dict[LabellingMethod, Labelling] = {"components": components, "walkthrough": walkthrough}

@@ -9,7 +9,7 @@ from tritrack.stages.contract import HITS, STAGES, TRACK_LABEL
 from tritrack.stages.stage import Stage, load_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import numpy as np
@@ -27,7 +27,7 @@ class Pipeline:
         The stages in the contract's order.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Iterable[Stage]) -> None:
         self.stages = tuple(stages)
         self.card = self.stages[0].card
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
+from tritrack.stages.labelling import round_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,8 +75,8 @@ def path_labels(
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
     edges = [
         (float(score), int(inner), int(outer))
-        for score, inner, outer in zip(edge_score, *edge_index, strict=True)
-        if score >= np.float32(cut)
+        for raw, score, inner, outer in zip(edge_score, round_scores(edge_score), *edge_index, strict=True)
+        if raw >= np.float32(cut)
     ]
     free = set(range(len(hits)))
     tracks: list[list[int]] = []

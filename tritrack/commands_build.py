@@ -136,11 +136,16 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
     engine: Annotated[EngineKind, typer.Option(help="Engine to export to.")] = "onnx",
     threads: Annotated[int, typer.Option(min=1, help="Threads an engine is gated under.")] = 2,
+    events: Annotated[
+        list[Path], typer.Option(help="Events to compare the engines with torch on, besides drawn hits.")
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
 ) -> None:
     """Export the five stages, each behind its parity gate."""
+    from tritrack.events.source import read_all
     from tritrack.export.onnx import export_engines
 
-    export_engines(weights=weights, out=out, threads=threads, on_stage=print_gates)
+    gated_on = list(read_all(events)) if events else []
+    export_engines(weights=weights, out=out, threads=threads, events=gated_on, on_stage=print_gates)
     console.print(f"{out}: engines for {engine}, and the model card")
 
 

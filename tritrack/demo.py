@@ -83,7 +83,7 @@ def main() -> None:
     _say(", ".join(f"event {event.event_id}: {event.n_hits} hits" for event in events))
 
     _step(2, f"export of the five stages to {engines}, each behind its parity gate")
-    export_engines(weights=WEIGHTS, out=engines, threads=threads, events=events[:1], on_stage=print_gates)
+    export_engines(weights=WEIGHTS, out=engines, threads=threads, events=events, on_stage=print_gates)
 
     _step(3, f"model repository in {repository}")
     render_repository(engines=engines, out=repository, server="embedded", device="cpu", threads=threads)

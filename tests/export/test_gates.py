@@ -64,7 +64,7 @@ def test_one_weight_off_fails(small_engines, small_weights, spec):
         lambda wanted: np.full_like(wanted, np.inf),
         lambda wanted: np.append(wanted, np.float32(0.5)),
         lambda wanted: wanted[:, None],
-        lambda wanted: wanted + np.float32(3 * gates.SCORE_TOLERANCE),
+        lambda wanted: wanted + np.float32(3 * gates.SCORE_TOLERANCE["gnn"]),
     ],
     ids=["NaN", "infinity", "one too many", "another shape", "shifted"],
 )
@@ -120,3 +120,22 @@ def test_a_labelling_that_loses_a_track_fails(small_weights, monkeypatch, method
 def test_result(deviation, passed):
     result = GateResult(stage="gnn", case="drawn", deviation=deviation, tolerance=0.1)
     assert result.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "share"),
+    [
+        ([], [], 0.0),
+        ([-1, -1], [-1, -1], 0.0),
+        ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0], 0.0),  # numbers do not matter
+        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, -1], 0.5),
+        ([0, 0, 0, -1, -1, -1], [0, 0, 0, 1, 1, 1], 0.5),
+        ([0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], 1.0),
+        ([0, 0, 0], [-1, -1, -1], 1.0),
+    ],
+)
+def test_share_of_tracks_that_are_other_sets_of_hits(found, wanted, share):
+    deviation = gates._share_of_other_tracks(
+        np.array(found, dtype=np.int64), np.array(wanted, dtype=np.int64)
+    )
+    assert deviation == share
