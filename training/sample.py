@@ -170,7 +170,7 @@ class EventFiles:
         self.name = name
         self.paths = sorted(folder.glob("*.parquet"))[part]
         if not self.paths:
-            raise EventError(f"{folder}: too few Parquet events there, none is left for {name}")
+            raise EventError(f"{folder}: too few Parquet events there, none for {name}")
 
     def __len__(self) -> int:
         return len(self.paths)

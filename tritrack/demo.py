@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -73,6 +76,8 @@ class Found:
 def main() -> None:
     """Run every step; raises where one fails."""
     begin = time.perf_counter()
+    memory = PeakMemory()
+    memory.start()
     threads = len(os.sched_getaffinity(0))
     # Its steps run in this Python, with what is installed here. What it lacks is better known before the work.
     installation = wheel_installation()
@@ -99,7 +104,6 @@ def main() -> None:
             found = [_find(finder, event) for event in events]
             statistics = finder.statistics()
         processes = _tree(server.pid)
-        memory = _peak_memory(processes)
     _show_events(found)
     _show_stages(statistics)
 
@@ -117,8 +121,8 @@ def main() -> None:
     if alive:
         raise DemoError(f"the server is stopped, but its processes {alive} still run")
     console.print(
-        f"\nThe server is stopped and left no process behind. {time.perf_counter() - begin:.0f} s in all; peak "
-        f"memory {_peak_memory([psutil.Process()]) / 1e9:.1f} GB here, {memory / 1e9:.1f} GB in the server."
+        f"\nThe server is stopped and left no process behind. {time.perf_counter() - begin:.0f} s in all, "
+        f"{memory.stop() / 1e9:.1f} GB of memory at most."
     )
 
 
@@ -141,7 +145,7 @@ def _find(finder: TrackFinder, event: Event) -> Found:
 
 
 def _show_events(found: Sequence[Found]) -> None:
-    table = Table(title=f"What was found (targets: {TARGETS.meaning})")
+    table = Table(title=f"What was found (targets: {TARGETS.meaning})", box=SIMPLE_HEAD)
     for heading in ("event", "hits", "tracks", "targets", "efficiency", "fakes", "duplicates", "time (s)"):
         table.add_column(heading, justify="right")
     rows = [(str(one.event.event_id), one.counts, one.seconds) for one in found]
@@ -162,7 +166,7 @@ def _show_events(found: Sequence[Found]) -> None:
 
 
 def _show_stages(statistics: Sequence[StepStatistics]) -> None:
-    table = Table(title="The server's own statistics, mean per event")
+    table = Table(title="The server's own statistics, mean per event", box=SIMPLE_HEAD)
     for heading in ("stage", "events", "queue (ms)", "compute (ms)"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for step in statistics:
@@ -184,19 +188,32 @@ def _compare(found: Sequence[Found], pipeline: Pipeline) -> None:
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    server = psutil.Process(pid)
-    return [server, *server.children(recursive=True)]
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
 
 
-def _peak_memory(processes: Sequence[psutil.Process]) -> int:
-    """Peak resident bytes, summed over processes; memory that they share counts in each."""
-    peaks = (
-        line.split()[1]
-        for process in processes
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        if line.startswith("VmHWM:")
-    )
-    return sum(int(kilobytes) * 1024 for kilobytes in peaks)
+class PeakMemory(threading.Thread):
+    """Samples the memory of this process and its children, shared pages counted once (PSS)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes = 0
+        self._stop_sampling = threading.Event()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        while not self._stop_sampling.wait(0.25):
+            total = 0
+            for process in _tree(os.getpid()):
+                with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+                    total += process.memory_full_info().pss
+            self.bytes = max(self.bytes, total)
+
+    def stop(self) -> int:
+        """Stop, and return the largest sum seen, in bytes."""
+        self._stop_sampling.set()
+        self.join()
+        return self.bytes
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ def test_a_folder_of_engines(small_weights, tmp_path):
     )
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert (tmp_path / CARD_FILE).read_bytes() == (small_weights / CARD_FILE).read_bytes()
-    assert [name for name, _ in stages] == [spec.name for spec in STAGES]
+    assert [name for name, _ in stages] == [*(spec.name for spec in STAGES), "chain"]
     assert sum(n for _, n in stages) == len(results)
     assert all(result.passed for result in results)
     assert {r.stage for r in results if r.case == "event 42, 1500 hits"} == {
-        "embedding", "graph", "filter", "gnn"
+        "embedding", "graph", "filter", "gnn", "chain"
     }  # fmt: skip
     assert msgspec.json.decode((tmp_path / "gates.json").read_bytes(), type=list[GateResult]) == results
 
@@ -83,5 +83,5 @@ def test_no_weights(tmp_path):
 def test_an_event_over_the_limits(small_weights, tmp_path):
     event = drawn_event(1000)
     event.hits[:] = event.hits[0]
-    with pytest.raises(ContractError, match="graph gives 499500 edges"):
+    with pytest.raises(ContractError, match="graph has 499500 pairs"):
         export_engines(weights=small_weights, out=tmp_path, threads=1, events=[event])

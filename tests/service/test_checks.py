@@ -59,7 +59,7 @@ def test_places_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_installation() == Installation(binary=on_path, source="PATH")
     on_path.unlink()
     monkeypatch.setattr(metadata, "distribution", no_wheel)
-    with pytest.raises(ServerStartError, match=r"no tritonserver in .* pip install 'tritrack\[server\]'"):
+    with pytest.raises(ServerStartError, match=r"no tritonserver in .* pip install '\.\[server\]'"):
         find_installation()
     with pytest.raises(ServerStartError, match=r"nowhere: no tritonserver there"):
         find_installation(tmp_path / "nowhere")

@@ -103,7 +103,7 @@ def test_event_files(tmp_path, helices):
 
 
 def test_no_event_files(tmp_path):
-    with pytest.raises(EventError, match="too few Parquet events there, none is left for all"):
+    with pytest.raises(EventError, match="too few Parquet events there, none for all"):
         EventFiles(tmp_path, name="all", part=slice(None))
 
 
