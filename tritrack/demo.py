@@ -145,7 +145,7 @@ def _find(finder: TrackFinder, event: Event) -> Found:
 
 
 def _show_events(found: Sequence[Found]) -> None:
-    table = Table(title=f"What was found (targets: {TARGETS.meaning})", box=SIMPLE_HEAD)
+    table = Table(title=f"What was found (targets: {TARGETS.meaning})", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("event", "hits", "tracks", "targets", "efficiency", "fakes", "duplicates", "time (s)"):
         table.add_column(heading, justify="right")
     rows = [(str(one.event.event_id), one.counts, one.seconds) for one in found]

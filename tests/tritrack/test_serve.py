@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import psutil
 import pytest
@@ -23,6 +22,9 @@ def serving(run, small_engines, tmp_path):
     assert run("repository", "--engines", small_engines, "--out", tmp_path / "repository").code == 0
     process = subprocess.Popen(
         [
+            # Started from a script's background job, this process ignores Ctrl-C, and its children would too.
+            "env",
+            "--default-signal=INT",
             sys.executable,
             "-m",
             "tritrack",
@@ -34,8 +36,6 @@ def serving(run, small_engines, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Started from a script's background job, this process ignores Ctrl-C, and its children would too.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     with process:
         try:
