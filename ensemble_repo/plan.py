@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tritrack.stages.card import CARD_FILE
+from tritrack.stages.card import CARD_FILE, engine_file
 from tritrack.stages.contract import HITS, STAGES
 
 if TYPE_CHECKING:
@@ -47,11 +47,6 @@ class Step:
     files: tuple[str, ...]
 
 
-def engine_file(stage: StageSpec) -> tuple[str, ...]:
-    """Name of a stage's engine file; empty for a stage without a network."""
-    return (f"{stage.name}.onnx",) if stage.engine else ()
-
-
 def plan_steps(server: ServerKind) -> tuple[Step, ...]:
     """Return the steps of the ensemble, in order.
 
@@ -72,7 +67,7 @@ def plan_steps(server: ServerKind) -> tuple[Step, ...]:
                 backend="onnxruntime",
                 inputs=stage.inputs,
                 outputs=stage.engine,
-                files=engine_file(stage),
+                files=(engine_file(stage.name),),
             )
         )
         if stage.engine != stage.outputs:
@@ -82,7 +77,12 @@ def plan_steps(server: ServerKind) -> tuple[Step, ...]:
 
 
 def _stage_step(stage: StageSpec) -> Step:
-    return _python_step(stage.name, inputs=stage.inputs, outputs=stage.outputs, files=engine_file(stage))
+    return _python_step(
+        stage.name,
+        inputs=stage.inputs,
+        outputs=stage.outputs,
+        files=(engine_file(stage.name),) if stage.engine else (),
+    )
 
 
 def _python_step(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tritrack.stages.contract import FILTER_STAGE, GNN_STAGE
 from tritrack.stages.filtering import PAIRS_AT_ONCE, score_pairs, select_edges
 from tritrack.stages.graph import radius_graph
+from tritrack.stages.networks import run_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,13 +113,6 @@ def event_cases(events: Sequence[Event], *, networks: Mapping[str, nn.Module], c
             Case(name=name, hits=event.hits, edge_index={FILTER_STAGE.name: sample, GNN_STAGE.name: kept})
         )
     return cases
-
-
-def run_network(network: nn.Module, *inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """Run a network in torch: the reference of its engines."""
-    with torch.inference_mode():
-        output: NDArray[np.float32] = network(*(torch.from_numpy(array) for array in inputs)).numpy()
-    return output
 
 
 def _case(name: str, hits: NDArray[np.float32], edge_index: NDArray[np.int32]) -> Case:

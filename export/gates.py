@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tritrack.export.cases import drawn_edges, drawn_hits, run_network
+from tritrack.export.cases import drawn_edges, drawn_hits
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING
 from tritrack.stages.graph import radius_graph
 from tritrack.stages.labelling import components, walkthrough
+from tritrack.stages.networks import run_network
 from tritrack.stages.reference import component_labels, path_labels, radius_pairs
 
 if TYPE_CHECKING:

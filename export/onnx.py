@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import onnx
 
-from tritrack.export.cases import drawn_cases, event_cases, run_network
+from tritrack.export.cases import drawn_cases, event_cases
 from tritrack.export.gates import GateResult, gate_chain, gate_graph, gate_labelling, gate_network, require
 from tritrack.export.network import export_network
-from tritrack.stages.card import CARD_FILE
+from tritrack.stages.card import CARD_FILE, engine_file
 from tritrack.stages.contract import STAGES
 from tritrack.stages.engine import OnnxEngine
+from tritrack.stages.networks import run_network
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.stage import Stage, stage_function
 from tritrack.stages.weights import load_weights
@@ -76,7 +77,7 @@ def export_engines(
     """
     card, networks = load_weights(weights)
     out.mkdir(parents=True, exist_ok=True)
-    for stale in [out / CARD_FILE, out / GATES_FILE, *(_engine_file(out, spec) for spec in STAGES)]:
+    for stale in [out / CARD_FILE, out / GATES_FILE, *(out / engine_file(spec.name) for spec in STAGES)]:
         stale.unlink(missing_ok=True)
     cases = [*drawn_cases(), *event_cases(events, networks=networks, card=card)]
     results: list[GateResult] = []
@@ -94,7 +95,7 @@ def export_engines(
         results += passed
     if events:
         engines = {
-            spec.name: OnnxEngine(_engine_file(out, spec), spec=spec, threads=threads)
+            spec.name: OnnxEngine(out / engine_file(spec.name), spec=spec, threads=threads)
             for spec in STAGES
             if spec.engine
         }
@@ -116,10 +117,6 @@ def _chain(card: ModelCard, engines: Mapping[str, Engine]) -> Pipeline:
     )
 
 
-def _engine_file(folder: Path, spec: StageSpec) -> Path:
-    return folder / f"{spec.name}.onnx"
-
-
 def _export_stage(
     spec: StageSpec,
     *,
@@ -130,10 +127,10 @@ def _export_stage(
     threads: int,
 ) -> list[GateResult]:
     with tempfile.TemporaryDirectory(dir=out, prefix=".gate-") as folder:
-        path = _engine_file(Path(folder), spec)
+        path = Path(folder) / engine_file(spec.name)
         onnx.save_model(export_network(networks[spec.name], spec=spec, card=card), path)
         engine = OnnxEngine(path, spec=spec, threads=threads)
         results = gate_network(engine, spec=spec, network=networks[spec.name], cases=cases)
         require(results)
-        path.replace(_engine_file(out, spec))
+        path.replace(out / engine_file(spec.name))
     return results

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 CARD_FILE = "card.json"
 
+
+def engine_file(stage: str) -> str:
+    """Name of the file that a stage's network is exported to; it lies beside the card."""
+    return f"{stage}.onnx"
+
+
 GraphMethod = Literal["radius", "knn"]
 LabellingMethod = Literal["components", "walkthrough"]
 

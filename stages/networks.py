@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tritrack.stages.edge_sum import sum_edges
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tritrack.stages.card import Networks
 
 N_HIT_FEATURES = 7
@@ -189,6 +192,15 @@ class GnnNetwork(nn.Module):
     def forward(self, hits: Tensor, edge_index: Tensor) -> Tensor:
         """float32 [n_hits, 3] in mm, int32 [2, n_edges] -> float32 [n_edges]."""
         return torch.sigmoid(self.logits(hits, edge_index))
+
+
+def run_network(network: nn.Module, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+    """Run a network in torch, on the device that it is on: the reference of its engines."""
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        tensors = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in inputs)
+        output: NDArray[np.float32] = network(*tensors).cpu().numpy()
+    return output
 
 
 def build_networks(sizes: Networks) -> dict[str, nn.Module]:

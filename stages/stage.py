@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from tritrack.stages.card import CardError, ModelCard, read_card
+from tritrack.stages.card import CardError, ModelCard, engine_file, read_card
 from tritrack.stages.contract import (
     EDGE_INDEX,
     EMBEDDING,
@@ -151,7 +151,7 @@ def load_stage(name: str, folder: Path, *, threads: int) -> Stage:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     engine = None
     if spec.engine:
-        path = folder / f"{name}.onnx"
+        path = folder / engine_file(name)
         if not path.exists():
             raise CardError(f"{path}: no engine there")
         engine = OnnxEngine(path, spec=spec, threads=threads)

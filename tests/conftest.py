@@ -19,9 +19,9 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("numba")
     from tritrack.export.cases import drawn_hits
     from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
-    from tritrack.stages.networks import build_networks
+    from tritrack.stages.networks import build_networks, run_network
     from tritrack.stages.weights import save_weights
-    from tritrack.training.graphs import edge_scores, filtered_pairs, graph_pairs, pair_scores
+    from tritrack.training.graphs import filtered_pairs, graph_pairs, pair_scores
 
     sizes = Networks(
         embedding_width=16,
@@ -39,7 +39,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = graph_pairs(networks["embedding"], hits, radius=radius)
     filter_cut = float(np.median(pair_scores(networks["filter"], hits, pairs)))
     pairs = filtered_pairs(networks["filter"], hits, pairs, cut=filter_cut)
-    gnn_cut = float(np.median(edge_scores(networks["gnn"], hits, pairs)))
+    gnn_cut = float(np.median(run_network(networks["gnn"], hits, pairs)))
     card = ModelCard(
         name="small",
         networks=sizes,

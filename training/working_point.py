@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tritrack.events.event import EventError
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.stages.labelling import LABELLINGS
-from tritrack.training.graphs import edge_scores, pair_scores
+from tritrack.stages.networks import run_network
+from tritrack.training.graphs import pair_scores
 from tritrack.training.sample import pair_targets, path_pairs
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def choose_radius(embedding: nn.Module, samples: Iterable[Sample]) -> float:
     """
     distances = []
     for sample in samples:
-        with torch.inference_mode():
-            device = next(embedding.parameters()).device
-            points = embedding(torch.from_numpy(sample.hits).to(device)).cpu().numpy()
+        points = run_network(embedding, sample.hits)
         a, b = path_pairs(sample, gap=1)
         counted = sample.weight[a] >= MIN_WEIGHT
         distances.append(np.linalg.norm(points[a[counted]] - points[b[counted]], axis=1))
@@ -76,7 +74,7 @@ def choose_filter_cut(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray
 
 def score_graphs(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> list[Scored]:
     """Run the GNN on filtered graphs: sample, pairs and their scores."""
-    return [(sample, pairs, edge_scores(network, sample.hits, pairs)) for sample, pairs in graphs]
+    return [(sample, pairs, run_network(network, sample.hits, pairs)) for sample, pairs in graphs]
 
 
 def choose_gnn_cut(scored: Sequence[Scored]) -> tuple[LabellingMethod, float]:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,8 +22,6 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 EngineKind = Literal["onnx"]
-ServerKind = Literal["embedded", "container"]
-DeviceKind = Literal["cpu", "gpu"]
 LastNetwork = Literal["embedding", "filter", "gnn", "all"]
 
 

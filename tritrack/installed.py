@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import ServerStartError
 from tritrack.service.installation import find_installation
-from tritrack.stages.card import CARD_FILE, CardError, read_card
+from tritrack.stages.card import CARD_FILE, CardError, engine_file, read_card
 from tritrack.stages.contract import CONTRACT_VERSION, STAGES
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _engines(folder: Path) -> dict[str, Any]:
         card = read_card(folder)
     except CardError as error:
         return {str(folder): str(error)}
-    files = [f"{spec.name}.onnx" for spec in STAGES if (folder / f"{spec.name}.onnx").exists()]
+    files = [file for spec in STAGES if (folder / (file := engine_file(spec.name))).exists()]
     cuts, limits = card.cuts, card.limits
     return {
         "folder": str(folder),

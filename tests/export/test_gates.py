@@ -8,10 +8,11 @@ pytest.importorskip("onnxscript")
 
 from tritrack.events.event import Event
 from tritrack.export import gates
-from tritrack.export.cases import drawn_cases, drawn_hits, event_cases, run_network
+from tritrack.export.cases import drawn_cases, drawn_hits, event_cases
 from tritrack.export.gates import GateError, GateResult, gate_graph, gate_labelling, gate_network, require
 from tritrack.stages.contract import STAGES
 from tritrack.stages.engine import OnnxEngine
+from tritrack.stages.networks import run_network
 from tritrack.stages.weights import load_weights
 
 ENGINES = [spec for spec in STAGES if spec.engine]

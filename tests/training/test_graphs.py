@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("faiss")
 pytest.importorskip("numba")
 
-from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork
-from tritrack.training import graphs
-from tritrack.training.graphs import edge_scores, filtered_pairs, graph_pairs, kept, pair_scores
+from tritrack.stages import filtering
+from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork, run_network
+from tritrack.training.graphs import filtered_pairs, graph_pairs, kept, pair_scores
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_scores_in_chunks(networks, helices, monkeypatch):
     pairs = np.stack(np.triu_indices(len(hits), k=1)).astype(np.int32)
     _, filter_, gnn = networks
     whole = pair_scores(filter_, hits, pairs)
-    monkeypatch.setattr(graphs, "CHUNK_PAIRS", 97)
+    monkeypatch.setattr(filtering, "PAIRS_AT_ONCE", 97)
     np.testing.assert_allclose(pair_scores(filter_, hits, pairs), whole, rtol=1e-5)
-    assert whole.shape == edge_scores(gnn, hits, pairs).shape == (pairs.shape[1],)
+    assert whole.shape == run_network(gnn, hits, pairs).shape == (pairs.shape[1],)
     cut = float(np.median(whole))
     left = filtered_pairs(filter_, hits, pairs, cut=cut)
     assert 0 < left.shape[1] < pairs.shape[1]
@@ -52,7 +52,7 @@ def test_scores_in_chunks(networks, helices, monkeypatch):
 def test_no_pairs(networks, helices):
     hits, none = helices(1, n_particles=1).hits, np.empty((2, 0), dtype=np.int32)
     _, filter_, gnn = networks
-    assert pair_scores(filter_, hits, none).shape == edge_scores(gnn, hits, none).shape == (0,)
+    assert pair_scores(filter_, hits, none).shape == run_network(gnn, hits, none).shape == (0,)
     assert filtered_pairs(filter_, hits, none, cut=0.5).shape == (2, 0)
 
 
