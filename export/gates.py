@@ -113,8 +113,9 @@ def gate_graph(*, network: nn.Module, card: ModelCard, cases: Sequence[Case]) ->
     results = []
     radius = card.cuts.radius
     for case in cases:
-        hits = case.hits[:_BRUTE_FORCE_HITS]
-        n_hits = hits.shape[0]
+        # From all over the event: hits come sorted by module.
+        n_hits = min(case.hits.shape[0], _BRUTE_FORCE_HITS)
+        hits = np.random.default_rng(0).choice(case.hits, n_hits, replace=False)
         embedding = run_network(network, hits)
         found = radius_graph(hits, embedding, radius=radius, max_pairs=n_hits**2)
         wanted, distance = radius_pairs(hits, embedding, radius=radius)

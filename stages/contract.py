@@ -26,6 +26,10 @@ MIN_TRACK_HITS = 3
 """Groups of fewer hits than this are no tracks: a helix through the beam line needs three points."""
 
 
+MAX_COORDINATE = 1e5
+"""Largest x, y, z of a hit in mm: no detector is 100 m long, and metres sent as micrometres are."""
+
+
 class ContractError(ValueError):
     """An input that breaks the contract; the message names the tensor and what is wrong with it."""
 
@@ -186,15 +190,22 @@ def check_hits(hits: NDArray[Any], *, n_columns: int, max_hits: int) -> None:
     Raises
     ------
     ContractError
-        Names the limit and the count, or the rows that are not finite (the first ten of them).
+        Names the limit and the count, or the first ten rows that are not finite or not in any detector.
     """
     check_tensor(hits, HITS, {"n_columns": n_columns})
     if hits.shape[0] > max_hits:
         raise ContractError(f"HITS: {hits.shape[0]} hits, the model's limit max_hits is {max_hits}")
-    bad = np.flatnonzero(~np.isfinite(hits).all(axis=1))
-    if bad.size:
-        rows = ", ".join(str(row) for row in bad[:10]) + (", ..." if bad.size > 10 else "")
-        raise ContractError(f"HITS: {bad.size} of {hits.shape[0]} rows hold NaN or infinity: rows {rows}")
+    for wrong, what in (
+        (~np.isfinite(hits), "hold NaN or infinity"),
+        (
+            np.abs(hits[:, :3]) > MAX_COORDINATE,
+            f"lie more than {MAX_COORDINATE:.0f} mm away (are they in mm?)",
+        ),
+    ):
+        bad = np.flatnonzero(wrong.any(axis=1))
+        if bad.size:
+            rows = ", ".join(str(row) for row in bad[:10]) + (", ..." if bad.size > 10 else "")
+            raise ContractError(f"HITS: {bad.size} of {hits.shape[0]} rows {what}: rows {rows}")
 
 
 def check_pairs(n_pairs: int, *, max_pairs: int) -> None:

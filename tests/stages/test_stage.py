@@ -60,6 +60,10 @@ def test_the_small_chain_passes_every_stage_some_edges(chain):
         (np.zeros(5, np.float32), r"HITS: shape is \[5\]"),
         (np.zeros((5, 4), np.float32), r"HITS: axis 1 \(n_columns\) is 4 long, 3 wanted"),
         (hits_with(np.nan), "HITS: 2 of 20 rows hold NaN or infinity: rows 3, 11"),
+        (
+            hits_with(1.1e5),
+            r"HITS: 2 of 20 rows lie more than 100000 mm away \(are they in mm\?\): rows 3, 11",
+        ),
         (hits_with(-np.inf), "HITS: 2 of 20 rows hold NaN or infinity: rows 3, 11"),
         (np.zeros((5001, 3), np.float32), "HITS: 5001 hits, the model's limit max_hits is 5000"),
         (
