@@ -1,0 +1,104 @@
+"""What each stage costs in process: ``python -m tritrack.bench.stages --out FILE.json EVENTS...``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+
+from tritrack.events.source import read_all
+from tritrack.failures import one_sentence
+from tritrack.stages.contract import EDGE_INDEX
+from tritrack.stages.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tritrack.events.event import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """One stage on one event.
+
+    Attributes
+    ----------
+    event_id, n_hits
+        The event.
+    stage
+        The stage.
+    n_edges
+        Pairs that the stage gives; None for a stage that gives none.
+    seconds
+        Wall time of each repeat, the warm-up left out.
+    """
+
+    event_id: int
+    n_hits: int
+    stage: str
+    n_edges: int | None
+    seconds: tuple[float, ...]
+
+
+def time_event(pipeline: Pipeline, event: Event, *, repeats: int) -> list[StageTime]:
+    """Run the chain on an event, once to warm up and then ``repeats`` times."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    n_edges: dict[str, int | None] = {}
+
+    def on_stage(stage: str, outputs: dict[str, NDArray[Any]], elapsed: float) -> None:
+        seconds[stage].append(elapsed)
+        pairs = outputs.get(EDGE_INDEX.name)
+        n_edges[stage] = None if pairs is None else pairs.shape[1]
+
+    for _ in range(repeats + 1):
+        pipeline.find(event.hits, on_stage=on_stage)
+    return [
+        StageTime(
+            event_id=event.event_id,
+            n_hits=event.n_hits,
+            stage=stage,
+            n_edges=n_edges[stage],
+            seconds=tuple(times[1:]),
+        )
+        for stage, times in seconds.items()
+    ]
+
+
+def main(
+    events: Annotated[list[Path], typer.Argument(help="Events to time the stages on.")],
+    *,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")],
+    engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each stage.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each event.")] = 5,
+) -> None:
+    """Time each stage of the chain in process and write JSON."""
+    pipeline = Pipeline.load(engines, threads=threads)
+    times = [time for event in read_all(events) for time in time_event(pipeline, event, repeats=repeats)]
+    result = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "card_sha256": pipeline.card.hash,
+        "versions": {name: version(name) for name in ("tritrack", "numpy", "numba", "onnxruntime")},
+        "stages": times,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    for time in times:
+        print(
+            f"event {time.event_id}, {time.n_hits} hits, {time.stage}: median {np.median(time.seconds) * 1e3:.1f} ms"
+        )
+
+
+if __name__ == "__main__":
+    with one_sentence(extra="server"):
+        typer.run(main)
