@@ -27,7 +27,7 @@ class Schedule:
     Attributes
     ----------
     steps
-        Optimiser steps, at least 3; one event each.
+        Optimiser steps, at least 3; a wedge of one event each.
     learning_rate
         Peak of the one-cycle schedule (arXiv:1708.07120) of AdamW (arXiv:1711.05101).
     """
