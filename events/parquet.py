@@ -5,6 +5,7 @@ A file written here holds one event and everything known of it. The reader takes
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tritrack.events.event import Event, EventError, Measurements, Particles, Tr
 from tritrack.events.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def event_file(event_id: int) -> str:
     return f"event{event_id:09d}.parquet"
 
 
-def write_event(event: Event, path: Path) -> None:
+def write_event(event: Event, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write one event; the same event gives the same bytes. The file appears whole or not at all.
 
     Parameters
@@ -91,6 +92,8 @@ def write_event(event: Event, path: Path) -> None:
         The event.
     path
         The file, by habit named by `event_file`.
+    metadata
+        What else is known of the event, by key: where it comes from.
 
     Raises
     ------
@@ -103,7 +106,8 @@ def write_event(event: Event, path: Path) -> None:
         pa.array([event.event_id], _I8),
         *(_list(values.get(field.name), field.type) for field in SCHEMA if field.name != "event_id"),
     ]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    schema = SCHEMA.with_metadata({**SCHEMA.metadata, **(metadata or {})})
+    table = pa.Table.from_arrays(arrays, schema=schema)
     encoding = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _FLOATS}
     encoding["hit_id.list.element"] = "DELTA_BINARY_PACKED"
     dictionary = [f"{f.name}.list.element" for f in SCHEMA if pa.types.is_list(f.type)]
@@ -118,6 +122,12 @@ def write_event(event: Event, path: Path) -> None:
             column_encoding=encoding,
             write_statistics=False,
         )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what a file says of its events beside their columns, by key (raises EventError as `read_events`)."""
+    with _reading(path), pq.ParquetFile(path) as file:
+        return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -138,11 +148,16 @@ def read_events(path: Path) -> Iterator[Event]:
     EventError
         Where the file is missing, no Parquet, of another format, or holds an event that does not fit together.
     """
+    with _reading(path), pq.ParquetFile(path) as file:
+        columns = _check_schema(file.schema_arrow, path)
+        for batch in file.iter_batches(batch_size=1, columns=columns):
+            yield check_event(_event(batch, path), where=str(path))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            columns = _check_schema(file.schema_arrow, path)
-            for batch in file.iter_batches(batch_size=1, columns=columns):
-                yield check_event(_event(batch, path), where=str(path))
+        yield
     except FileNotFoundError:
         raise EventError(f"{path}: no such file") from None
     except (pa.ArrowException, OSError) as error:

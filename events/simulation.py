@@ -12,11 +12,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from tritrack.events.checks import check_event
 from tritrack.events.event import NOISE, Event, EventError, Measurements, Particles, Truth
-from tritrack.events.parquet import event_file, write_event
+from tritrack.events.parquet import event_file, read_metadata, write_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 NOISE_SHARE = {17: 0.32, 13: 0.30, 8: 0.10, 12: 0.06, 14: 0.06, 18: 0.05, 7: 0.04, 9: 0.04, 16: 0.03}
 """Share of the noise hits by volume, about as in the TrackML challenge's events."""
+
+SETTINGS_KEY = "tritrack_simulation"
+"""Under this key an event's file holds the settings it was simulated with, as JSON."""
 
 MIN_LISTED_PT = 0.1
 """Particles without hits are listed from this transverse momentum on, in GeV."""
@@ -118,6 +122,23 @@ class Simulator:
         response = self._detector.run(event_id, self._collisions.event(rng))
         event = _assemble(event_id, response, self._detector.modules, self.settings, rng_hits)
         return check_event(event, where=f"simulation with seed {self.settings.seed}")
+
+
+def read_settings(path: Path) -> SimulationSettings | None:
+    """Read what a Parquet event was simulated with; None for one that was not, or long ago.
+
+    Raises
+    ------
+    EventError
+        Where the file cannot be read, or its settings are not this version's.
+    """
+    settings = read_metadata(path).get(SETTINGS_KEY)
+    if settings is None:
+        return None
+    try:
+        return msgspec.json.decode(settings, type=SimulationSettings)
+    except msgspec.MsgspecError as error:
+        raise EventError(f"{path}: its simulation settings cannot be read: {error}") from None
 
 
 def check_installed() -> None:
@@ -216,7 +237,8 @@ def _run_job(event_id: int) -> Path:
 
 def _write(simulator: Simulator, event_id: int, folder: Path) -> Path:
     path = folder / event_file(event_id)
-    write_event(simulator.event(event_id), path)
+    origin = {SETTINGS_KEY: msgspec.json.encode(simulator.settings).decode()}
+    write_event(simulator.event(event_id), path, metadata=origin)
     return path
 
 
