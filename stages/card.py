@@ -21,6 +21,7 @@ def engine_file(stage: str) -> str:
     return f"{stage}.onnx"
 
 
+WorkingPointName = Literal["fast", "balanced", "best"]
 GraphMethod = Literal["radius", "knn"]
 LabellingMethod = Literal["components", "walkthrough"]
 
@@ -52,6 +53,27 @@ class Networks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Geometry of a candidate pair of hits (loose: they keep what could be a particle of some momentum).
+
+    Attributes
+    ----------
+    max_z0
+        Largest distance from the origin, in mm, at which the straight line through both hits in r-z meets the
+        beam line.
+    max_curvature
+        Largest curvature, in 1/mm, of the circle through the beam line and both hits: 6e-4 / (pT in GeV) in 2 T.
+    overlap
+        Pairs at most so far apart, in mm, pass whatever their direction: hits on overlapping modules, whose
+        distance is too small to tell one.
+    """
+
+    max_z0: float
+    max_curvature: float
+    overlap: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cuts:
     """Working point of the chain.
 
@@ -61,6 +83,8 @@ class Cuts:
         "radius": every pair within ``radius``. "knn": of those, the ``k`` nearest of each hit.
     radius
         Euclidean distance in the learned space.
+    windows
+        Geometry that a pair must have as well.
     k
         Neighbours of a hit; used by "knn".
     filter_cut, gnn_cut
@@ -71,10 +95,27 @@ class Cuts:
 
     graph: GraphMethod
     radius: float
+    windows: Windows
     k: int
     filter_cut: float
     gnn_cut: float
     labelling: LabellingMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkingPoint:
+    """One choice between efficiency and time.
+
+    Attributes
+    ----------
+    cuts
+        The cuts.
+    metrics
+        What they give on validation events, by the name of the set and of the quantity.
+    """
+
+    cuts: Cuts
+    metrics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +131,22 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """One folder of events.
+
+    Attributes
+    ----------
+    n_events
+        How many.
+    simulation
+        The settings that they were simulated with; None for events from elsewhere.
+    """
+
+    n_events: int
+    simulation: dict[str, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Where the weights come from.
 
@@ -97,8 +154,8 @@ class Training:
     ----------
     seed
         Seed of the training itself.
-    data_seed, first_event, n_events, pileup
-        The simulated events trained on.
+    sets
+        The events trained on.
     steps
         Optimiser steps of each network.
     minutes
@@ -108,10 +165,7 @@ class Training:
     """
 
     seed: int
-    data_seed: int
-    first_event: int
-    n_events: int
-    pileup: float
+    sets: tuple[TrainingSet, ...]
     steps: dict[str, int]
     minutes: dict[str, float]
     versions: dict[str, str]
@@ -143,10 +197,10 @@ class ModelCard:
     contract_version: int = CONTRACT_VERSION
     columns: tuple[str, ...] = ("x [mm]", "y [mm]", "z [mm]")
     networks: Networks
-    cuts: Cuts
+    working_points: dict[WorkingPointName, WorkingPoint]
+    default: WorkingPointName
     limits: Limits
     training: Training | None = None
-    metrics: dict[str, float]
     sha256: dict[str, str]
 
     def to_json(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Graph building: candidate pairs of hits that lie close in the learned space.
+"""Graph building: candidate pairs of hits that lie close in the learned space and pass the geometric windows.
 
 The searches give each pair once, as positions in the event; :func:`orient_pairs` puts them in the
 contract's order.
@@ -13,9 +13,13 @@ import numba
 import numpy as np
 
 from tritrack.stages.contract import check_pairs
+from tritrack.stages.windows import bounds, geometry, is_possible, possible_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from tritrack.stages.card import Windows
+    from tritrack.stages.windows import Bounds, Geometry
 
 N_AXES = 3
 """Principal axes of the cells: the learned space is nearly flat, so three hold most of its spread."""
@@ -28,9 +32,14 @@ FLAT_SEARCH_HITS = 20_000
 
 
 def radius_graph(
-    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float, max_pairs: int
+    hits: NDArray[np.float32],
+    embedding: NDArray[np.float32],
+    *,
+    radius: float,
+    windows: Windows,
+    max_pairs: int,
 ) -> NDArray[np.int32]:
-    """Return every pair of hits within a radius of each other in the learned space.
+    """Return every pair of hits within a radius of each other in the learned space that passes the windows.
 
     Hits are sorted into cells of the radius along the first three principal axes of the embedding, and
     only neighbouring cells are compared, in all dimensions. A projection never lengthens a distance, so
@@ -44,6 +53,8 @@ def radius_graph(
         float32 [n_hits, d].
     radius
         Euclidean distance in the learned space.
+    windows
+        Geometry that a pair must have.
     max_pairs
         The model's limit.
 
@@ -66,22 +77,29 @@ def radius_graph(
     points = np.ascontiguousarray(embedding[by_cell].T)
     first, last = _search_ranges(keys, shape)
     squared = np.float32(radius) * np.float32(radius)
-    counts = _count_pairs(points, first, last, squared)
+    place, limits = geometry(hits[by_cell]), bounds(windows)
+    counts = _count_pairs(points, place, first, last, squared, limits)
     starts = np.concatenate(([0], np.cumsum(counts)))
     check_pairs(int(starts[-1]), max_pairs=max_pairs)
     pairs = np.empty((2, starts[-1]), dtype=np.int32)
-    _fill_pairs(points, first, last, squared, starts, by_cell.astype(np.int32), pairs)
+    _fill_pairs(points, place, first, last, squared, limits, starts, by_cell.astype(np.int32), pairs)
     return orient_pairs(hits, pairs)
 
 
 def knn_graph(
-    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, k: int, radius: float, max_pairs: int
+    hits: NDArray[np.float32],
+    embedding: NDArray[np.float32],
+    *,
+    k: int,
+    radius: float,
+    windows: Windows,
+    max_pairs: int,
 ) -> NDArray[np.int32]:
-    """Return the pairs of each hit with its k nearest neighbours within a radius, by FAISS.
+    """Return the pairs of each hit with its k nearest neighbours within a radius that pass the windows, by FAISS.
 
     Parameters
     ----------
-    hits, embedding, radius, max_pairs
+    hits, embedding, radius, windows, max_pairs
         As in :func:`radius_graph`.
     k
         Neighbours of a hit. A pair is kept where either hit is among the other's nearest.
@@ -113,8 +131,10 @@ def knn_graph(
     keep = (squared.ravel() <= np.float32(radius) ** 2) & (neighbour >= 0) & (neighbour != hit)
     low, high = np.minimum(hit, neighbour)[keep], np.maximum(hit, neighbour)[keep]
     unique = np.unique(low * n_hits + high)
-    check_pairs(unique.size, max_pairs=max_pairs)
-    return orient_pairs(hits, np.stack([unique // n_hits, unique % n_hits]).astype(np.int32))
+    pairs = np.stack(np.divmod(unique, n_hits)).astype(np.int32)
+    pairs = pairs[:, possible_pairs(hits, pairs, windows=windows)]
+    check_pairs(pairs.shape[1], max_pairs=max_pairs)
+    return orient_pairs(hits, pairs)
 
 
 def orient_pairs(hits: NDArray[np.float32], pairs: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -175,7 +195,12 @@ def _search_ranges(
 
 @numba.njit(cache=True, parallel=True, nogil=True)
 def _count_pairs(
-    points: NDArray[np.float32], first: NDArray[np.int64], last: NDArray[np.int64], squared: np.float32
+    points: NDArray[np.float32],
+    place: Geometry,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    squared: np.float32,
+    limits: Bounds,
 ) -> NDArray[np.int64]:
     dim, n_hits = points.shape
     counts = np.zeros(n_hits, dtype=np.int64)
@@ -187,7 +212,7 @@ def _count_pairs(
                 for axis in range(dim):
                     difference = points[axis, i] - points[axis, j]
                     distance += difference * difference
-                if distance <= squared:
+                if distance <= squared and is_possible(place, i, j, limits):
                     count += 1
         counts[i] = count
     return counts
@@ -196,9 +221,11 @@ def _count_pairs(
 @numba.njit(cache=True, parallel=True, nogil=True)
 def _fill_pairs(
     points: NDArray[np.float32],
+    place: Geometry,
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     squared: np.float32,
+    limits: Bounds,
     starts: NDArray[np.int64],
     hit: NDArray[np.int32],
     pairs: NDArray[np.int32],
@@ -214,7 +241,7 @@ def _fill_pairs(
                 for axis in range(dim):
                     difference = points[axis, i] - points[axis, j]
                     distance += difference * difference
-                if distance <= squared:
+                if distance <= squared and is_possible(place, i, j, limits):
                     pairs[0, at] = hit[i]
                     pairs[1, at] = hit[j]
                     at += 1

@@ -12,9 +12,11 @@ from tritrack.stages.labelling import round_scores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tritrack.stages.card import Windows
+
 
 def radius_pairs(
-    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float
+    hits: NDArray[np.float32], embedding: NDArray[np.float32], *, radius: float, windows: Windows
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Compare every hit with every other.
 
@@ -26,11 +28,13 @@ def radius_pairs(
         float32 [n_hits, d].
     radius
         Euclidean distance in the learned space.
+    windows
+        Geometry that a pair must have.
 
     Returns
     -------
     edge_index : ndarray
-        int32 [2, n_edges], the pairs within the radius, in the contract's order.
+        int32 [2, n_edges], the pairs within radius and windows, in the contract's order.
     distance : ndarray
         float64 [n_hits, n_hits], all distances.
     """
@@ -39,7 +43,21 @@ def radius_pairs(
     r = np.square(hits.astype(np.float64)).sum(axis=1)
     index = np.arange(r.size)
     is_inner = (r[:, None] < r[None, :]) | ((r[:, None] == r[None, :]) & (index[:, None] < index[None, :]))
-    return np.stack(np.nonzero((distance <= radius) & is_inner)).astype(np.int32), distance
+    pairs = np.stack(np.nonzero((distance <= radius) & is_inner))
+    return pairs[:, _in_windows(hits, pairs, windows)].astype(np.int32), distance
+
+
+def _in_windows(hits: NDArray[np.float32], pairs: NDArray[np.int64], windows: Windows) -> NDArray[np.bool_]:
+    place = hits[:, :3].astype(np.float64)
+    a, b = place[pairs[0]], place[pairs[1]]
+    r_a, r_b = np.hypot(a[:, 0], a[:, 1]), np.hypot(b[:, 0], b[:, 1])
+    chord = np.hypot(*(b - a)[:, :2].T)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z0 = a[:, 2] - r_a * (b[:, 2] - a[:, 2]) / (r_b - r_a)
+        curvature = 2 * np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / (r_a * r_b * chord)
+    near = np.linalg.norm(b - a, axis=1) <= windows.overlap
+    # NaN: on the beam line, or at one place, no curve can be told.
+    return near | ~((np.abs(z0) > windows.max_z0) | (curvature > windows.max_curvature))
 
 
 def component_labels(

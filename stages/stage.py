@@ -99,9 +99,8 @@ def stage_function(spec: StageSpec, *, card: ModelCard, engine: Engine | None) -
     """
     cuts, limits = card.cuts, card.limits
     if spec.name == "graph":
-        if cuts.graph == "knn":
-            return partial(knn_graph, k=cuts.k, radius=cuts.radius, max_pairs=limits.max_pairs)
-        return partial(radius_graph, radius=cuts.radius, max_pairs=limits.max_pairs)
+        search = partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph
+        return partial(search, radius=cuts.radius, windows=cuts.windows, max_pairs=limits.max_pairs)
     if spec.name == "labelling":
         return partial(LABELLINGS[cuts.labelling], cut=cuts.gnn_cut)
     if engine is None:

@@ -18,7 +18,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("faiss")
     pytest.importorskip("numba")
     from tritrack.export.cases import drawn_hits
-    from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+    from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
     from tritrack.stages.networks import build_networks, run_network
     from tritrack.stages.weights import save_weights
     from tritrack.training.graphs import filtered_pairs, graph_pairs, pair_scores
@@ -36,7 +36,8 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         networks = build_networks(sizes)
     # The cuts keep half of the pairs, whatever the scores of untrained networks are.
     radius, hits = 0.01, drawn_hits(n_hits=2000, seed=1)
-    pairs = graph_pairs(networks["embedding"], hits, radius=radius)
+    windows = Windows(max_z0=1e9, max_curvature=1e9, overlap=1e9)
+    pairs = graph_pairs(networks["embedding"], hits, radius=radius, windows=windows)
     filter_cut = float(np.median(pair_scores(networks["filter"], hits, pairs)))
     pairs = filtered_pairs(networks["filter"], hits, pairs, cut=filter_cut)
     gnn_cut = float(np.median(run_network(networks["gnn"], hits, pairs)))

@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 pytest.importorskip("faiss")
 pytest.importorskip("numba")
 
+from tritrack.stages import graph
+from tritrack.stages.card import Windows
 from tritrack.stages.contract import ContractError
-from tritrack.stages.graph import FLAT_SEARCH_HITS, knn_graph, orient_pairs, radius_graph
+from tritrack.stages.graph import FLAT_SEARCH_HITS, orient_pairs
 from tritrack.stages.reference import radius_pairs
 
 NO_LIMIT = 1 << 30
+OPEN = Windows(max_z0=1e12, max_curvature=1e12, overlap=1e12)
+
+radius_graph = partial(graph.radius_graph, windows=OPEN)
+knn_graph = partial(graph.knn_graph, windows=OPEN)
 
 
 @st.composite
@@ -37,9 +43,9 @@ def clouds(draw):
     return hits.astype(np.float32), points.astype(np.float32), radius
 
 
-def sure_pairs(hits, embedding, radius):
+def sure_pairs(hits, embedding, radius, windows=OPEN):
     """All pairs, and those so close to the radius that float32 may put them on either side."""
-    pairs, distance = radius_pairs(hits, embedding, radius=radius * (1 + 1e-5))
+    pairs, distance = radius_pairs(hits, embedding, radius=radius * (1 + 1e-5), windows=windows)
     either = np.abs(distance[tuple(pairs)] - radius) <= 1e-5 * radius
     return {tuple(pair) for pair in pairs.T.tolist()}, {tuple(pair) for pair in pairs[:, either].T.tolist()}
 
@@ -61,6 +67,50 @@ def test_radius_graph_is_every_pair_within_the_radius(cloud):
     wanted, either = sure_pairs(hits, embedding, radius)
     found = {tuple(pair) for pair in pairs.T.tolist()}
     assert wanted - either <= found <= wanted
+
+
+@settings(deadline=None, max_examples=150)
+@given(clouds(), st.floats(0, 2000), st.floats(0, 0.01), st.floats(0, 500), st.booleans())
+def test_windows_leave_the_pairs_of_the_reference(cloud, max_z0, max_curvature, overlap, knn):
+    hits, embedding, radius = cloud
+    windows = Windows(max_z0=max_z0, max_curvature=max_curvature, overlap=overlap)
+    build = partial(graph.knn_graph, k=len(hits)) if knn else graph.radius_graph
+    pairs = build(hits, embedding, radius=radius, windows=windows, max_pairs=NO_LIMIT)
+    check_order(hits, pairs)
+    wanted, either = sure_pairs(hits, embedding, radius, windows)
+    # The reference divides where the search multiplies: at the very edge they may differ.
+    inner, outer = (
+        sure_pairs(
+            hits,
+            embedding,
+            radius,
+            Windows(max_z0=max_z0 * by, max_curvature=max_curvature * by, overlap=overlap * by),
+        )[0]
+        for by in (1 - 1e-9, 1 + 1e-9)
+    )
+    found = {tuple(pair) for pair in pairs.T.tolist()}
+    assert (wanted & inner) - either <= found <= wanted | outer
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "passes"),
+    [
+        ((30, 0, 10), (70, 0, 10), True),  # straight from the beam line
+        ((30, 0, 230), (70, 0, 370), True),  # z0 = 125 mm
+        ((30, 0, 260), (70, 0, 270), False),  # z0 = 252.5 mm
+        ((70, 0, 270), (30, 0, 260), False),  # the other way round
+        ((30, 0, 0), (0, 70, 0), False),  # a quarter turn
+        ((30, 0, 0), (69, 3, 0), True),  # a curvature of 0.0022 / mm against the limit of 0.003
+        ((30, 0, 0), (69, 5, 0), False),  # of 0.0037 / mm
+        ((500, 0, 900), (499, 8, 905), True),  # neighbours on overlapping modules, whatever their direction
+        ((0, 0, 50), (0, 0, 90), True),  # on the beam line nothing can be told
+    ],
+)
+def test_windows_by_hand(a, b, passes):
+    hits = np.array([a, b], dtype=np.float32)
+    windows = Windows(max_z0=250, max_curvature=0.003, overlap=15)
+    pairs = graph.radius_graph(hits, hits, radius=1e4, windows=windows, max_pairs=NO_LIMIT)
+    assert pairs.shape[1] == passes
 
 
 @settings(deadline=None, max_examples=60)
