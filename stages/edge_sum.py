@@ -27,8 +27,10 @@ def sum_edges(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
     Tensor
         float [n_hits, width]; zero for a hit without edges.
     """
-    total = values.new_zeros(like.shape[0], values.shape[1])
-    return total.scatter_add_(0, index[:, None].expand_as(values), values)
+    # Summed in float32 at least: in bfloat16 a sum of a few dozen terms loses its last ones.
+    terms = values.float() if values.dtype == torch.bfloat16 else values
+    total = terms.new_zeros(like.shape[0], terms.shape[1])
+    return total.scatter_add_(0, index[:, None].expand_as(terms), terms).to(values.dtype)
 
 
 @sum_edges.register_fake
