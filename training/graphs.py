@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from tritrack.stages.card import Windows
+
     Pairs = NDArray[np.int32]
 
 UNLIMITED = 1 << 40
 
 
-def graph_pairs(network: nn.Module, hits: NDArray[np.float32], *, radius: float) -> Pairs:
+def graph_pairs(network: nn.Module, hits: NDArray[np.float32], *, radius: float, windows: Windows) -> Pairs:
     """Return EDGE_INDEX of the graph stage, int32 [2, n_edges], from the torch module."""
-    return radius_graph(hits, run_network(network, hits), radius=radius, max_pairs=UNLIMITED)
+    embedding = run_network(network, hits)
+    return radius_graph(hits, embedding, radius=radius, windows=windows, max_pairs=UNLIMITED)
 
 
 def pair_scores(network: nn.Module, hits: NDArray[np.float32], pairs: Pairs) -> NDArray[np.float32]:

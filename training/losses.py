@@ -1,4 +1,4 @@
-"""The loss of each network on one event."""
+"""The loss of each network on a wedge."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from tritrack.stages.windows import possible_pairs
 from tritrack.training.sample import Sample, pair_targets, path_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tritrack.stages.card import Windows
     from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork
 
 MARGIN = 1.0
@@ -29,35 +31,40 @@ GAP_WEIGHT = (1.0, 0.3)
 """Weight of the attraction of consecutive hits, and of hits that skip one."""
 
 
-def embedding_loss(network: EmbeddingNetwork, sample: Sample, rng: np.random.Generator) -> Tensor:
+def embedding_loss(
+    network: EmbeddingNetwork, sample: Sample, rng: np.random.Generator, *, windows: Windows
+) -> Tensor:
     """Metric learning: pull the pairs of a particle together, push its nearest strangers away.
 
     The negatives are the neighbours, within the margin, of random hits in the current embedding
-    (hard negatives; arXiv:2007.00149).
+    (hard negatives; arXiv:2007.00149), but for those that the windows throw out anyway.
     """
     device = next(network.parameters()).device
     embedding: Tensor = network(torch.from_numpy(sample.hits).to(device))
     loss: Tensor = embedding.new_zeros(())
     for gap, gap_weight in enumerate(GAP_WEIGHT, start=1):
         pairs = path_pairs(sample, gap=gap)
-        weight = torch.from_numpy(sample.weight[pairs[0]]).to(device)
+        # Squared: the radius is set by the targets, and soft particles are spread most.
+        weight = torch.from_numpy(np.minimum(sample.weight[pairs[0]], 1.0) ** 2).to(device)
         squared = (embedding[pairs[0]] - embedding[pairs[1]]).square().sum(dim=1)
         loss = loss + gap_weight * (weight * squared).sum() / weight.sum().clamp(min=1.0)
     queries = rng.choice(sample.hits.shape[0], size=min(N_QUERIES, sample.hits.shape[0]), replace=False)
     with torch.no_grad():
         near = (torch.cdist(embedding[queries], embedding) < MARGIN).cpu().numpy()
     query, neighbour = np.divmod(np.flatnonzero(near), sample.hits.shape[0])
-    hit = queries[query]
-    stranger = (sample.particle[hit] != sample.particle[neighbour]) | (sample.particle[hit] < 0)
-    stranger &= hit != neighbour
-    chosen = np.flatnonzero(stranger)
-    if chosen.size > N_HARD_NEGATIVES:
-        chosen = rng.choice(chosen, size=N_HARD_NEGATIVES, replace=False)
-    if chosen.size:
-        difference = embedding[hit[chosen]] - embedding[neighbour[chosen]]
+    pairs = np.stack([queries[query], neighbour])
+    particle = sample.particle[pairs]
+    stranger = ((particle[0] != particle[1]) | (particle[0] < 0)) & (pairs[0] != pairs[1])
+    strangers = pairs[:, stranger]
+    strangers = strangers[:, possible_pairs(sample.hits, strangers, windows=windows)]
+    n_strangers = strangers.shape[1]
+    if n_strangers > N_HARD_NEGATIVES:
+        strangers = strangers[:, rng.choice(n_strangers, size=N_HARD_NEGATIVES, replace=False)]
+    if n_strangers:
+        difference = embedding[strangers[0]] - embedding[strangers[1]]
         distance = torch.sqrt(difference.square().sum(dim=1) + 1e-12)
         # By the number of queries, not of neighbours: what costs is how many neighbours a hit has.
-        scale = stranger.sum() / chosen.size / queries.size
+        scale = n_strangers / strangers.shape[1] / queries.size
         loss = loss + NEGATIVE_WEIGHT * scale * functional.relu(MARGIN - distance).square().sum()
     return loss
 
@@ -90,6 +97,6 @@ def _cross_entropy(
     logits = network.logits(torch.from_numpy(sample.hits).to(device), torch.from_numpy(pairs).to(device))
     weights = torch.from_numpy(weight).to(device)
     losses = functional.binary_cross_entropy_with_logits(
-        logits, torch.from_numpy(target).to(device, torch.float32), weight=weights, reduction="sum"
+        logits.float(), torch.from_numpy(target).to(device, torch.float32), weight=weights, reduction="sum"
     )
     return losses / weights.sum().clamp(min=1.0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -12,39 +11,45 @@ import msgspec
 import numpy as np
 import torch
 
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Training
+from tritrack.events.simulation import read_settings
+from tritrack.stages.card import Limits, ModelCard, Networks, Training, TrainingSet, Windows, WorkingPointName
 from tritrack.stages.networks import build_networks
 from tritrack.stages.weights import save_weights
+from tritrack.training.curves import write_curves
 from tritrack.training.graphs import filtered_pairs, graph_pairs, kept
-from tritrack.training.loop import Schedule, draw, fit
+from tritrack.training.loop import Fitted, Schedule, draw, fit
 from tritrack.training.losses import embedding_loss, filter_loss, gnn_loss
-from tritrack.training.sample import EventFiles, Sample, pairs_within, wedge
-from tritrack.training.working_point import (
+from tritrack.training.validation import (
+    FILTER_RECALL,
+    GRAPH_RECALL,
     choose_filter_cut,
-    choose_gnn_cut,
     choose_radius,
-    measure,
-    score_graphs,
+    validate_embedding,
+    validate_filter,
+    validate_gnn,
 )
+from tritrack.training.wedges import event_files, make_wedges, read_wedge
+from tritrack.training.working_point import choose_working_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork
-    from tritrack.training.working_point import Scored
+    from tritrack.training.loop import Validation
+    from tritrack.training.sample import Sample
 
     Pairs = NDArray[np.int32]
-    OnStep = Callable[[str, int, int, float], None]
+    OnStep = Callable[[str, int, int, str], None]
     OnNote = Callable[[str], None]
 
 NetworkName = Literal["embedding", "filter", "gnn"]
 
-WEDGE = np.pi / 2
-"""Part of an event that a step sees, in radians of phi: four small steps teach more than a large one."""
+N_VALIDATION_WEDGES = 12
+"""Wedges, from all over the validation events, that the curves and the cuts during the training are of."""
 
 
 class TrainingError(ValueError):
@@ -58,42 +63,40 @@ class Plan:
     Attributes
     ----------
     events, validation
-        Folders of simulated Parquet events; at least two events to validate on.
-    n_events
-        Train on the first so many.
+        Folders of Parquet events, of any pile-up; at least two events to validate on in each.
     work
-        Folder for checkpoints and pairs; a stopped training resumes from it.
+        Folder for wedges, pairs and checkpoints; a stopped training resumes from it.
     out
         Folder that the weights go to.
     name
         Name of the model.
     seed
-        Seed of the first weights, the order of the events and every draw.
-    data_seed, first_event, pileup
-        Of the simulated events; recorded in the card.
+        Seed of the first weights, the order of the wedges and every draw.
     embedding, filter, gnn
         Steps and learning rate of each network.
     networks
         Sizes of the networks.
+    windows
+        Geometry of candidate pairs.
     limits
         Largest event that the model will take.
+    default
+        The working point that is served where none is named.
     """
 
-    events: Path
-    validation: Path
-    n_events: int
+    events: tuple[Path, ...]
+    validation: tuple[Path, ...]
     work: Path
     out: Path
     name: str
     seed: int
-    data_seed: int
-    first_event: int
-    pileup: float
     embedding: Schedule
     filter: Schedule
     gnn: Schedule
     networks: Networks
+    windows: Windows
     limits: Limits
+    default: WorkingPointName
 
 
 class Trainer:
@@ -104,7 +107,8 @@ class Trainer:
     plan
         What to train.
     on_step
-        Called after each step with the network's name, the steps done, all steps and the loss.
+        Called with what is going on (cutting the events into wedges, or a network's name), how much of it is
+        done, all of it, and a remark.
     on_note
         Called with each result worth telling.
 
@@ -120,11 +124,12 @@ class Trainer:
         self.plan = plan
         self._on_step = on_step
         self._on_note = on_note
-        self._minutes: dict[str, float] = {}
-        self._events = EventFiles(plan.events, name="train", part=slice(plan.n_events))
-        # Every other validation event chooses the cuts; the card's metrics are of those between.
-        self._tuning = EventFiles(plan.validation, name="tuning", part=slice(0, None, 2))
-        self._held_out = EventFiles(plan.validation, name="held-out", part=slice(1, None, 2))
+        self._fitted: dict[str, Fitted] = {}
+        self._train_files = [path for folder in plan.events for path in event_files(folder)]
+        self._validation_files = {folder.name: event_files(folder) for folder in plan.validation}
+        for folder, files in self._validation_files.items():
+            if len(files) < 2:
+                raise TrainingError(f"{folder}: one event there, at least two are needed to validate on")
         torch.manual_seed(plan.seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._networks = {name: net.to(device) for name, net in build_networks(plan.networks).items()}
@@ -139,35 +144,41 @@ class Trainer:
         ModelCard or None
             The card of the weights, written once the last of the three is trained.
         """
+        plan = self.plan
         embedding = cast("EmbeddingNetwork", self._networks["embedding"])
         filter_ = cast("FilterNetwork", self._networks["filter"])
         gnn = cast("GnnNetwork", self._networks["gnn"])
+        wedges = self._wedges("train", self._train_files)
+        held_out = self._wedges(
+            "validation", [path for files in self._validation_files.values() for path in files]
+        )
+        chosen = np.linspace(0, len(held_out) - 1, min(N_VALIDATION_WEDGES, len(held_out))).astype(np.int64)
+        samples = [read_wedge(held_out[position]) for position in np.unique(chosen)]
 
-        def on_embedding(step: int) -> Tensor:
-            position, rng = self._draw(step)
-            part, _ = _random_wedge(self._events[position], rng)
-            return embedding_loss(embedding, part, rng)
+        def on_embedding(sample: Sample, path: Path, rng: np.random.Generator) -> Tensor:
+            return embedding_loss(embedding, sample, rng, windows=plan.windows)
 
-        self._fit("embedding", on_embedding, self.plan.embedding)
-        radius = choose_radius(embedding, self._tuning)
+        self._fit(
+            "embedding",
+            wedges,
+            on_embedding,
+            lambda: validate_embedding(embedding, samples, windows=plan.windows),
+        )
+        radius = choose_radius(embedding, samples, recall=GRAPH_RECALL)
         self._on_note(f"radius: {radius:.3f}")
         if last == "embedding":
             return None
 
-        def graph(files: EventFiles, position: int) -> tuple[Sample, Pairs]:
-            sample = files[position]
-            source = files.paths[position]
-            path = self.plan.work / "graph" / files.name / source.with_suffix(".npy").name
-            return sample, kept(path, lambda: graph_pairs(embedding, sample.hits, radius=radius))
+        def graph(sample: Sample) -> Pairs:
+            return graph_pairs(embedding, sample.hits, radius=radius, windows=plan.windows)
 
-        def on_filter(step: int) -> Tensor:
-            position, rng = self._draw(step)
-            sample, pairs = graph(self._events, position)
-            part, place = _random_wedge(sample, rng)
-            return filter_loss(filter_, part, pairs_within(pairs, place), rng)
+        def on_filter(sample: Sample, path: Path, rng: np.random.Generator) -> Tensor:
+            pairs = kept(self._pairs_file("graph", path), lambda: graph(sample))
+            return filter_loss(filter_, sample, pairs, rng)
 
-        self._fit("filter", on_filter, self.plan.filter)
-        filter_cut = choose_filter_cut(filter_, map(partial(graph, self._tuning), range(len(self._tuning))))
+        graphs = [(sample, graph(sample)) for sample in samples]
+        self._fit("filter", wedges, on_filter, lambda: validate_filter(filter_, graphs))
+        filter_cut = choose_filter_cut(filter_, graphs, recall=FILTER_RECALL)
         self._on_note(f"filter cut: {filter_cut:.4f}")
         if last == "filter":
             return None
@@ -175,69 +186,87 @@ class Trainer:
         def filtered(sample: Sample, pairs: Pairs) -> Pairs:
             return filtered_pairs(filter_, sample.hits, pairs, cut=filter_cut)
 
-        def on_gnn(step: int) -> Tensor:
-            position, rng = self._draw(step)
-            path = self.plan.work / "filter" / self._events.paths[position].with_suffix(".npy").name
-            pairs = kept(path, lambda: filtered(*graph(self._events, position)))
-            part, place = _random_wedge(self._events[position], rng)
-            return gnn_loss(gnn, part, pairs_within(pairs, place))
+        def on_gnn(sample: Sample, path: Path, rng: np.random.Generator) -> Tensor:
+            pairs = kept(self._pairs_file("filter", path), lambda: filtered(sample, graph(sample)))
+            return gnn_loss(gnn, sample, pairs)
 
-        self._fit("gnn", on_gnn, self.plan.gnn)
+        left = [(sample, filtered(sample, pairs)) for sample, pairs in graphs]
+        self._fit("gnn", wedges, on_gnn, lambda: validate_gnn(gnn, left))
+        return self._save()
 
-        def scored(files: EventFiles) -> list[Scored]:
-            graphs = (graph(files, position) for position in range(len(files)))
-            return score_graphs(gnn, ((sample, filtered(sample, pairs)) for sample, pairs in graphs))
+    def _wedges(self, name: str, files: list[Path]) -> list[Path]:
+        done = 0
 
-        labelling, gnn_cut = choose_gnn_cut(scored(self._tuning))
-        metrics = measure(scored(self._held_out), labelling=labelling, cut=gnn_cut)
-        self._on_note(f"labelling: {labelling}, GNN cut: {gnn_cut:.2f}, held-out events: {metrics}")
-        cuts = Cuts(
-            graph="radius", radius=radius, k=0, filter_cut=filter_cut, gnn_cut=gnn_cut, labelling=labelling
-        )
-        return self._save(cuts, metrics)
+        def on_event() -> None:
+            nonlocal done
+            done += 1
+            self._on_step(f"{name} wedges", done, len(files), "")
 
-    def _draw(self, step: int) -> tuple[int, np.random.Generator]:
-        return draw(seed=self.plan.seed, step=step, n_events=len(self._events))
+        return make_wedges(files, self.plan.work / "wedges" / name, on_event=on_event)
 
-    def _fit(self, name: NetworkName, loss: Callable[[int], Tensor], schedule: Schedule) -> None:
-        self._minutes[name] = fit(
+    def _pairs_file(self, stage: str, wedge: Path) -> Path:
+        return self.plan.work / stage / wedge.parent.name / wedge.with_suffix(".npy").name
+
+    def _fit(
+        self,
+        name: NetworkName,
+        wedges: list[Path],
+        loss: Callable[[Sample, Path, np.random.Generator], Tensor],
+        validate: Callable[[], Validation],
+    ) -> None:
+        schedule: Schedule = getattr(self.plan, name)
+
+        def on_draw(step: int) -> Tensor:
+            position, rng = draw(seed=self.plan.seed, step=step, n_wedges=len(wedges))
+            return loss(read_wedge(wedges[position]), wedges[position], rng)
+
+        self._fitted[name] = fit(
             self._networks[name],
-            loss=loss,
+            loss=on_draw,
+            validate=validate,
             schedule=schedule,
             checkpoint=self.plan.work / f"{name}.pt",
-            on_step=lambda step, value: self._on_step(name, step + 1, schedule.steps, value),
+            on_step=lambda step, value: self._on_step(name, step + 1, schedule.steps, f"loss {value:.4f}"),
+        )
+        point = self._fitted[name].curve[-1]
+        self._on_note(
+            f"{name}: loss {point.loss:.4f}, edge efficiency {point.edge_efficiency:.4f}, "
+            f"edge purity {point.edge_purity:.4f} on the validation wedges"
         )
 
-    def _save(self, cuts: Cuts, metrics: dict[str, float]) -> ModelCard:
+    def _save(self) -> ModelCard:
         plan = self.plan
+        networks: dict[str, nn.Module] = {name: net.cpu() for name, net in self._networks.items()}
+        points = choose_working_points(
+            networks, windows=plan.windows, sets=self._validation_files, on_note=self._on_note
+        )
         card = ModelCard(
             name=plan.name,
             networks=plan.networks,
-            cuts=cuts,
+            working_points=points,
+            default=plan.default,
             limits=plan.limits,
             training=Training(
                 seed=plan.seed,
-                data_seed=plan.data_seed,
-                first_event=plan.first_event,
-                n_events=len(self._events),
-                pileup=plan.pileup,
-                steps={name: getattr(plan, name).steps for name in self._minutes},
-                minutes={name: round(minutes, 1) for name, minutes in self._minutes.items()},
+                sets=tuple(_training_set(folder) for folder in plan.events),
+                steps={name: getattr(plan, name).steps for name in self._fitted},
+                minutes={name: round(fitted.minutes, 1) for name, fitted in self._fitted.items()},
                 versions={
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("tritrack", "torch", "numpy")},
                 },
             ),
-            metrics=metrics,
             sha256={},
         )
-        return save_weights(
-            {name: net.cpu() for name, net in self._networks.items()}, card=card, folder=plan.out
-        )
+        card = save_weights(networks, card=card, folder=plan.out)
+        write_curves({name: fitted.curve for name, fitted in self._fitted.items()}, folder=plan.out)
+        return card
 
 
-def _random_wedge(sample: Sample, rng: np.random.Generator) -> tuple[Sample, NDArray[np.int64]]:
-    return wedge(sample, start=rng.uniform(-np.pi, np.pi), width=WEDGE)
+def _training_set(folder: Path) -> TrainingSet:
+    files = event_files(folder)
+    settings = read_settings(files[0])
+    return TrainingSet(n_events=len(files), simulation=None if settings is None else asdict(settings))
 
 
 def _claim(plan: Plan) -> None:

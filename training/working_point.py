@@ -1,110 +1,217 @@
-"""Choose the cuts of the chain on validation events."""
+"""Choose the cuts of the chain's three working points on validation events."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.events.event import EventError
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
+from tritrack.physics.selection import SELECTIONS
+from tritrack.stages.card import Cuts, WorkingPoint
 from tritrack.stages.labelling import LABELLINGS
 from tritrack.stages.networks import run_network
-from tritrack.training.graphs import pair_scores
-from tritrack.training.sample import pair_targets, path_pairs
+from tritrack.training.graphs import filtered_pairs, graph_pairs
+from tritrack.training.sample import make_sample
+from tritrack.training.validation import PairCounts, choose_filter_cut, choose_radius, count_pairs
+from tritrack.training.wedges import read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import nn
 
-    from tritrack.stages.card import LabellingMethod
-    from tritrack.training.sample import Sample
+    from tritrack.events.event import Event
+    from tritrack.stages.card import LabellingMethod, Windows, WorkingPointName
 
-    Scored = tuple[Sample, NDArray[np.int32], NDArray[np.float32]]
+    Sets = Mapping[str, Sequence[Path]]
+    OnNote = Callable[[str], None]
 
-GRAPH_RECALL = 0.99
-"""Share of consecutive pairs that the radius must reach."""
 
-FILTER_RECALL = 0.98
-"""Share of the graph's consecutive pairs that the filter's cut must keep: pairs that skip a hit bridge the rest."""
+@dataclass(frozen=True, kw_only=True)
+class Recalls:
+    """What a working point asks of its graph.
 
-GNN_CUTS = tuple(np.round(np.arange(0.1, 0.96, 0.05), 2).tolist())
+    Attributes
+    ----------
+    graph
+        Share of the consecutive pairs of particles of pT >= 1 GeV that lie within the radius.
+    filter
+        Share of those in the graph that the filter's cut keeps.
+    """
+
+    graph: float
+    filter: float
+
+
+RECALLS: dict[WorkingPointName, Recalls] = {
+    "fast": Recalls(graph=0.97, filter=0.97),
+    "balanced": Recalls(graph=0.985, filter=0.99),
+    "best": Recalls(graph=0.99, filter=0.995),
+}
+"""The working points: what an event costs grows with its pairs and edges, and these with the recalls."""
+
+GNN_CUTS = tuple(np.round(np.arange(0.05, 0.96, 0.05), 2).tolist())
 """The cuts on EDGE_SCORE that are tried."""
 
-MIN_WEIGHT = 0.5
-"""Pairs counted in a recall: those of particles of at least this weight (pT of 0.5 GeV)."""
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """An event with the edges that a labelling gets.
 
-def choose_radius(embedding: nn.Module, samples: Iterable[Sample]) -> float:
-    """Return the radius within which ``GRAPH_RECALL`` of the consecutive pairs lie.
-
-    Raises
-    ------
-    EventError
-        Where the events have no such pair.
+    Attributes
+    ----------
+    event
+        The event.
+    n_pairs
+        Pairs that the graph stage gave.
+    graph, filter
+        What of the true pairs was left after these stages.
+    edge_index, edge_score
+        int32 [2, n_edges] after the filter, and float32 [n_edges].
     """
-    distances = []
-    for sample in samples:
-        points = run_network(embedding, sample.hits)
-        a, b = path_pairs(sample, gap=1)
-        counted = sample.weight[a] >= MIN_WEIGHT
-        distances.append(np.linalg.norm(points[a[counted]] - points[b[counted]], axis=1))
-    return _quantile(distances, GRAPH_RECALL)
+
+    event: Event
+    n_pairs: int
+    graph: PairCounts
+    filter: PairCounts
+    edge_index: NDArray[np.int32]
+    edge_score: NDArray[np.float32]
 
 
-def choose_filter_cut(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> float:
-    """Return the highest cut that keeps ``FILTER_RECALL`` of the graphs' consecutive pairs.
+def choose_working_points(
+    networks: Mapping[str, nn.Module], *, windows: Windows, sets: Sets, on_note: OnNote
+) -> dict[WorkingPointName, WorkingPoint]:
+    """Choose radius, filter cut, GNN cut and labelling of every working point.
 
-    Raises
-    ------
-    EventError
-        Where the graphs have none.
+    Parameters
+    ----------
+    networks
+        The three networks.
+    windows
+        Geometry of the pairs.
+    sets
+        Validation events by the name of their set, a file each, at least two a set: of each set, every other
+        event chooses the cuts, and the metrics are of those between.
+    on_note
+        Called with a line on each result.
+
+    Returns
+    -------
+    dict
+        The working points with their metrics, by set.
     """
-    scores = []
-    for sample, pairs in graphs:
-        target, _ = pair_targets(sample, pairs)
-        target &= np.abs(np.diff(sample.rank[pairs], axis=0)[0]) == 1
-        target &= sample.weight[pairs[0]] >= MIN_WEIGHT
-        scores.append(pair_scores(network, sample.hits, np.ascontiguousarray(pairs[:, target])))
-    return _quantile(scores, 1 - FILTER_RECALL)
+    points = {}
+    for name, recalls in RECALLS.items():
+        choosing = [path for paths in sets.values() for path in paths[::2]]
+        radius, filter_cut = _graph_cuts(networks, choosing, windows=windows, recalls=recalls)
+
+        def scored(path: Path, radius: float = radius, filter_cut: float = filter_cut) -> Scored:
+            return score(networks, read_event(path), radius=radius, windows=windows, filter_cut=filter_cut)
+
+        by_set = {of: [scored(path) for path in paths[::2]] for of, paths in sets.items()}
+        labelling, gnn_cut = choose_gnn_cut(list(by_set.values()))
+        cuts = Cuts(
+            graph="radius",
+            radius=radius,
+            windows=windows,
+            k=0,
+            filter_cut=filter_cut,
+            gnn_cut=gnn_cut,
+            labelling=labelling,
+        )
+        metrics = {
+            of: measure([scored(path) for path in paths[1::2]], labelling=labelling, cut=gnn_cut)
+            for of, paths in sets.items()
+        }
+        points[name] = WorkingPoint(cuts=cuts, metrics=metrics)
+        on_note(
+            f"{name}: radius {radius:.3f}, filter cut {filter_cut:.4f}, GNN cut {gnn_cut:.2f}, {labelling}; "
+            + "; ".join(
+                f"{of}: efficiency {values.get('efficiency', float('nan')):.4f}, {values['n_edges']:.0f} edges"
+                for of, values in metrics.items()
+            )
+        )
+    return points
 
 
-def score_graphs(network: nn.Module, graphs: Iterable[tuple[Sample, NDArray[np.int32]]]) -> list[Scored]:
-    """Run the GNN on filtered graphs: sample, pairs and their scores."""
-    return [(sample, pairs, run_network(network, sample.hits, pairs)) for sample, pairs in graphs]
+def score(
+    networks: Mapping[str, nn.Module],
+    event: Event,
+    *,
+    radius: float,
+    windows: Windows,
+    filter_cut: float,
+) -> Scored:
+    """Run the chain on an event up to the edge scores (raises EventError where it has no truth)."""
+    sample = make_sample(event)
+    graph = graph_pairs(networks["embedding"], event.hits, radius=radius, windows=windows)
+    edges = filtered_pairs(networks["filter"], event.hits, graph, cut=filter_cut)
+    return Scored(
+        event=event,
+        n_pairs=graph.shape[1],
+        graph=count_pairs(sample, graph),
+        filter=count_pairs(sample, edges),
+        edge_index=edges,
+        edge_score=run_network(networks["gnn"], event.hits, edges),
+    )
 
 
-def choose_gnn_cut(scored: Sequence[Scored]) -> tuple[LabellingMethod, float]:
-    """Return the labelling and the cut with the largest efficiency less fake and duplicate rate."""
+def choose_gnn_cut(sets: Sequence[Sequence[Scored]]) -> tuple[LabellingMethod, float]:
+    """Return the labelling and the cut with the largest merit, summed over the sets.
+
+    The merit is the mean efficiency of both selections less fakes, duplicates and a quarter of the fragments:
+    of these many are pieces of soft particles that nobody asks for.
+    """
 
     def merit(choice: tuple[LabellingMethod, float]) -> float:
-        rates = measure(scored, labelling=choice[0], cut=choice[1])
-        lost = rates.get("fake_rate", 0.0) + rates.get("duplicate_rate", 0.0)
-        return rates.get("efficiency", 0.0) - lost
+        total = 0.0
+        for scored in sets:
+            rates = measure(scored, labelling=choice[0], cut=choice[1])
+            found = rates.get("efficiency", 0.0) + rates.get("comparison_efficiency", 0.0)
+            lost = rates.get("fake_rate", 0.0) + rates.get("duplicate_rate", 0.0)
+            total += found / 2 - lost - rates.get("fragment_rate", 0.0) / 4
+        return total
 
     return max(((name, cut) for name in LABELLINGS for cut in GNN_CUTS), key=merit)
 
 
 def measure(scored: Sequence[Scored], *, labelling: LabellingMethod, cut: float) -> dict[str, float]:
-    """Return the physics of a labelling and a cut, by name; a rate of nothing is left out."""
-    counts = [
-        count(
-            event=sample.event,
-            pairs=pairs_from_labels(LABELLINGS[labelling](sample.hits, pairs, scores, cut=cut)),
-        )
-        for sample, pairs, scores in scored
-    ]
-    rates = sum(counts[1:], start=counts[0]).report().rates
-    return {name: rate["value"] for name, rate in rates.to_json().items() if rate["value"] is not None}
+    """Return physics and size of a labelling and a cut, by name; a rate of nothing is left out.
+
+    ``efficiency`` and the rates are the design's, ``comparison_efficiency`` is that of the comparison selection;
+    ``n_pairs`` and ``n_edges`` are means per event after graph and filter, with the share of the consecutive pairs
+    (pT >= 1 GeV) that is left there.
+    """
+    counts = {name: [] for name in SELECTIONS}
+    for one in scored:
+        labels = LABELLINGS[labelling](one.event.hits, one.edge_index, one.edge_score, cut=cut)
+        pairs = pairs_from_labels(labels)
+        for name, selection in SELECTIONS.items():
+            counts[name].append(count(event=one.event, pairs=pairs, selection=selection))
+    reports = {name: sum(found[1:], start=found[0]).report() for name, found in counts.items()}
+    rates = {name: rate["value"] for name, rate in reports["targets"].rates.to_json().items()}
+    rates["comparison_efficiency"] = reports["comparison"].rates.to_json()["efficiency"]["value"]
+    values = {name: value for name, value in rates.items() if value is not None}
+    for stage in ("graph", "filter"):
+        of_stage = [getattr(one, stage) for one in scored]
+        values[f"{stage}_edge_efficiency"] = sum(of_stage[1:], start=of_stage[0]).efficiency
+    values["n_pairs"] = float(np.mean([one.n_pairs for one in scored]))
+    values["n_edges"] = float(np.mean([one.edge_score.size for one in scored]))
+    return values
 
 
-def _quantile(values: list[NDArray[np.float32]], share: float) -> float:
-    together = np.concatenate(values)
-    if not together.size:
-        raise EventError(
-            "validation events: no pair of hits of a particle above 0.5 GeV is left to choose a cut on"
-        )
-    return float(np.quantile(together, share))
+def _graph_cuts(
+    networks: Mapping[str, nn.Module], files: Sequence[Path], *, windows: Windows, recalls: Recalls
+) -> tuple[float, float]:
+    samples = (make_sample(read_event(path)) for path in files)
+    radius = choose_radius(networks["embedding"], samples, recall=recalls.graph)
+    graphs = (
+        (sample, graph_pairs(networks["embedding"], sample.hits, radius=radius, windows=windows))
+        for sample in (make_sample(read_event(path)) for path in files)
+    )
+    return radius, choose_filter_cut(networks["filter"], graphs, recall=recalls.filter)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tritrack.commands_build import export, repository, simulate, train
+from tritrack.commands_build import export, repository, simulate, train, tune
 from tritrack.commands_run import evaluate, find, info, serve
 from tritrack.failures import one_sentence
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[Callable[..., None], str | None] = {
     simulate: "simulate",
     train: "train",
+    tune: "train",
     export: "export",
     repository: None,
     serve: "server",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
+from tritrack.stages.card import WorkingPointName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,65 +71,106 @@ def simulate(
 def train(
     network: Annotated[LastNetwork, typer.Argument(help="Train up to and including this network.")],
     *,
-    events: Annotated[Path, typer.Option(help="Folder of simulated events to train on.")],
-    validation: Annotated[Path, typer.Option(help="Folder of other events, to choose the cuts on.")],
-    out: Annotated[Path, typer.Option(help="Folder for the weights and their card.")],
+    events: Annotated[list[Path], typer.Option(help="Folder of events to train on; may be given again.")],
+    validation: Annotated[
+        list[Path], typer.Option(help="Folder of other events, to choose the cuts on; may be given again.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the weights, their card and the training's curves.")],
     work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped training resumes.")],
-    n_events: Annotated[int, typer.Option(min=1, help="Train on at most so many events.")] = 1_000_000,
     name: Annotated[str, typer.Option(help="Name of the model.")] = "tritrack",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 1,
-    data_seed: Annotated[int, typer.Option(help="Seed of the events, for the card.")] = 1,
-    pileup: Annotated[float, typer.Option(help="Pile-up of the events, for the card.")] = 40.0,
-    embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a quarter of an event each.")] = 4000,
-    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a quarter of an event each.")] = 1500,
-    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a quarter of an event each.")] = 2200,
+    embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 4000,
+    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2500,
+    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 6000,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
+    max_z0: Annotated[
+        float, typer.Option(min=0, help="Window on a pair's z at the beam line, in mm.")
+    ] = 200.0,
+    max_curvature: Annotated[
+        float, typer.Option(min=0, help="Window on a pair's curvature, in 1/mm; 6e-4 / (pT in GeV) in 2 T.")
+    ] = 1.8e-3,
+    overlap: Annotated[
+        float, typer.Option(min=0, help="Distance up to which a pair passes whatever its direction, in mm.")
+    ] = 15.0,
     max_hits: Annotated[
         int, typer.Option(min=1, help="Largest event the model will take, in hits.")
-    ] = 200_000,
+    ] = 300_000,
     max_pairs: Annotated[
         int, typer.Option(min=1, help="Largest graph of an event, in pairs of hits.")
     ] = 16_000_000,
     max_edges: Annotated[
         int, typer.Option(min=1, help="Most pairs of an event that the filter may keep for the GNN.")
     ] = 2_000_000,
+    default: Annotated[WorkingPointName, typer.Option(help="Working point where none is named.")] = "best",
 ) -> None:
-    """Train the embedding, the filter and the GNN, in that order."""
-    from tritrack.stages.card import Limits, Networks
+    """Train the embedding, the filter and the GNN, in that order, and choose the working points."""
+    from tritrack.stages.card import Limits, Networks, Windows
     from tritrack.training.loop import Schedule
     from tritrack.training.train import Plan, Trainer
 
     plan = Plan(
-        events=events,
-        validation=validation,
-        n_events=n_events,
+        events=tuple(events),
+        validation=tuple(validation),
         work=work,
         out=out,
         name=name,
         seed=seed,
-        data_seed=data_seed,
-        first_event=0,
-        pileup=pileup,
         embedding=Schedule(steps=embedding_steps, learning_rate=learning_rate),
         filter=Schedule(steps=filter_steps, learning_rate=learning_rate),
         gnn=Schedule(steps=gnn_steps, learning_rate=learning_rate),
         networks=Networks(),
+        windows=Windows(max_z0=max_z0, max_curvature=max_curvature, overlap=overlap),
         limits=Limits(max_hits=max_hits, max_pairs=max_pairs, max_edges=max_edges),
+        default=default,
     )
     with bar() as progress:
-        tasks = {
-            stage: progress.add_task(stage, total=steps.steps, note="", start=False)
-            for stage, steps in (("embedding", plan.embedding), ("filter", plan.filter), ("gnn", plan.gnn))
-        }
+        tasks: dict[str, TaskID] = {}
 
-        def on_step(stage: str, done: int, _: int, loss: float) -> None:
-            progress.start_task(tasks[stage])
-            progress.update(tasks[stage], completed=done, note=f"loss {loss:.4f}")
+        def on_step(what: str, done: int, total: int, note: str) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total, note="")
+            progress.update(tasks[what], completed=done, note=note)
 
         trainer = Trainer(plan, on_step=on_step, on_note=progress.console.print)
         card = trainer.run("gnn" if network == "all" else network)
     if card is not None:
         console.print(f"{out}: weights and card of {card.name}")
+
+
+def tune(
+    *,
+    weights: Annotated[Path, typer.Option(help="Folder of weights.")],
+    validation: Annotated[
+        list[Path], typer.Option(help="Folder of events to choose the cuts on; may be given again.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the weights with their new card.")],
+    max_z0: Annotated[
+        float | None, typer.Option(min=0, help="Another window on a pair's z at the beam line, in mm.")
+    ] = None,
+    max_curvature: Annotated[
+        float | None, typer.Option(min=0, help="Another window on a pair's curvature, in 1/mm.")
+    ] = None,
+    default: Annotated[
+        WorkingPointName | None, typer.Option(help="Another working point where none is named.")
+    ] = None,
+) -> None:
+    """Choose the cuts of the working points anew, and write them into the model card."""
+    from tritrack.stages.weights import load_weights, save_weights
+    from tritrack.training.wedges import event_files
+    from tritrack.training.working_point import choose_working_points
+
+    card, networks = load_weights(weights)
+    windows = card.working_points[card.default].cuts.windows
+    windows = replace(
+        windows,
+        max_z0=windows.max_z0 if max_z0 is None else max_z0,
+        max_curvature=windows.max_curvature if max_curvature is None else max_curvature,
+    )
+    sets = {folder.name: event_files(folder) for folder in validation}
+    points = choose_working_points(networks, windows=windows, sets=sets, on_note=console.print)
+    card = replace(card, working_points=points, default=default or card.default)
+    save_weights(networks, card=card, folder=out)
+    console.print(f"{out}: weights and card of {card.name}")
 
 
 def export(

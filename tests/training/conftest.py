@@ -12,6 +12,9 @@ from tritrack.events.event import NOISE, Event, Particles, Truth
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
+    from numpy.typing import NDArray
+
 LAYERS = np.array([32, 72, 116, 172, 260, 360, 500, 660, 820, 1020], dtype=np.float64)  # mm
 GEV_TO_MM = 1000 / (0.3 * 2)  # radius of curvature of 1 GeV in 2 T
 
@@ -85,6 +88,42 @@ def hand_made() -> Event:
 def helices() -> Callable[..., Event]:
     """Return an event of helices: ``helices(event_id, n_particles=..., n_noise=...)``."""
     return draw_helices
+
+
+@pytest.fixture(scope="session")
+def known() -> Callable[..., torch.nn.Module]:
+    """Return a network that answers with a function of its arrays: ``known(function)``."""
+    import torch
+
+    class Known(torch.nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.none = torch.nn.Parameter(torch.zeros(()))
+            self.function = function
+
+        def forward(self, *tensors):
+            return torch.from_numpy(
+                np.asarray(self.function(*(t.numpy() for t in tensors)), dtype=np.float32)
+            )
+
+    return Known
+
+
+@pytest.fixture(scope="session")
+def graph_of() -> Callable[..., NDArray[np.int32]]:
+    """Return the true pairs of consecutive hits and as many wrong ones, inner hit first: ``graph_of(sample)``."""
+    from tritrack.training.sample import pair_targets, path_pairs
+
+    def graph(sample):
+        right = path_pairs(sample, gap=1)
+        wrong = np.random.default_rng(1).integers(0, len(sample.hits), right.shape)
+        wrong = wrong[:, ~pair_targets(sample, wrong)[0]]
+        pairs = np.concatenate([right, wrong], axis=1)
+        r = np.linalg.norm(sample.hits, axis=1)
+        inner_first = np.where(r[pairs[0]] <= r[pairs[1]], pairs, pairs[::-1])
+        return np.unique(inner_first, axis=1).astype(np.int32)
+
+    return graph
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ pytest.importorskip("faiss")
 pytest.importorskip("numba")
 
 from tritrack.stages import filtering
+from tritrack.stages.card import Windows
 from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork, run_network
 from tritrack.training.graphs import filtered_pairs, graph_pairs, kept, pair_scores
 
@@ -31,7 +32,8 @@ def test_graph_pairs_are_those_within_the_radius(networks, helices):
     points = embedding(torch.from_numpy(hits)).detach().numpy().astype(np.float64)
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     radius = float(np.quantile(distance, 0.1))
-    pairs = graph_pairs(embedding, hits, radius=radius)
+    windows = Windows(max_z0=1e9, max_curvature=1e9, overlap=1e9)
+    pairs = graph_pairs(embedding, hits, radius=radius, windows=windows)
     assert pairs.dtype == np.int32
     assert pairs.shape[1] == np.count_nonzero(np.triu(distance <= radius, k=1))
 

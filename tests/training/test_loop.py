@@ -1,4 +1,4 @@
-"""The training loop: the order of the events, checkpoints and resuming."""
+"""The training loop: the order of the wedges, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tritrack.training import loop
-from tritrack.training.loop import Schedule, draw, fit
+from tritrack.training.loop import Schedule, Validation, draw, fit
 
 
-@pytest.mark.parametrize("n_events", [1, 2, 7])
-def test_every_epoch_visits_all_events(n_events):
-    positions = [draw(seed=1, step=step, n_events=n_events)[0] for step in range(5 * n_events)]
-    for epoch in np.reshape(positions, (5, n_events)):
-        assert sorted(epoch) == list(range(n_events))
+@pytest.mark.parametrize("n_wedges", [1, 2, 7])
+def test_every_epoch_visits_all_wedges(n_wedges):
+    positions = [draw(seed=1, step=step, n_wedges=n_wedges)[0] for step in range(5 * n_wedges)]
+    for epoch in np.reshape(positions, (5, n_wedges)):
+        assert sorted(epoch) == list(range(n_wedges))
     assert all(type(position) is int for position in positions)
 
 
 def test_draws_depend_on_seed_and_step_alone():
     def numbers(seed, step):
-        position, rng = draw(seed=seed, step=step, n_events=50)
+        position, rng = draw(seed=seed, step=step, n_wedges=50)
         return position, rng.random()
 
     assert numbers(1, 30) == numbers(1, 30)
@@ -32,7 +32,7 @@ def test_draws_depend_on_seed_and_step_alone():
 
 
 def test_epochs_differ_in_order():
-    orders = {tuple(draw(seed=1, step=10 * e + i, n_events=10)[0] for i in range(10)) for e in range(3)}
+    orders = {tuple(draw(seed=1, step=10 * e + i, n_wedges=10)[0] for i in range(10)) for e in range(3)}
     assert len(orders) == 3
 
 
@@ -52,13 +52,14 @@ def run(network, checkpoint, *, steps=20, kill_at=None, seen=None):
     def loss(step):
         if step == kill_at:
             raise Killed
-        _, rng = draw(seed=1, step=step, n_events=5)
+        _, rng = draw(seed=1, step=step, n_wedges=5)
         points = torch.from_numpy(rng.normal(size=(32, 4)).astype(np.float32))
         return (network(points)[:, 0] - points.sum(dim=1)).square().mean()
 
     return fit(
         network,
         loss=loss,
+        validate=lambda: Validation(loss=0.5, edge_efficiency=1.0, edge_purity=0.25),
         schedule=Schedule(steps=steps, learning_rate=1e-2),
         checkpoint=checkpoint,
         on_step=lambda step, value: (seen if seen is not None else []).append((step, value)),
@@ -97,8 +98,22 @@ def test_minutes_before_a_resume_count(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 10)
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
     with pytest.raises(Killed):
-        run(make_network(), tmp_path / "clock.pt", kill_at=15)  # checkpoint at 10, after 1 minute
-    assert run(make_network(), tmp_path / "clock.pt") == 1 + 2
+        run(make_network(), tmp_path / "clock.pt", kill_at=15)  # checkpoint at 10, after 10 minutes
+    resumed = run(make_network(), tmp_path / "clock.pt")
+    assert resumed.minutes == 10 + 10
+    assert [point.minutes for point in resumed.curve] == list(range(1, 21))
+
+
+def test_the_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "N_VALIDATIONS", 4)
+    seen = []
+    curve = run(make_network(), tmp_path / "curve.pt", steps=22, seen=seen).curve
+    assert [point.step for point in curve] == [5, 10, 15, 20, 22]
+    assert all((point.loss, point.edge_efficiency, point.edge_purity) == (0.5, 1.0, 0.25) for point in curve)
+    values = [value for _, value in seen]
+    for first, point in zip([0, 5, 10, 15, 20], curve, strict=True):
+        assert point.training_loss == pytest.approx(np.mean(values[first : point.step]))
+    assert run(make_network(), tmp_path / "curve.pt", steps=22).curve == curve
 
 
 @pytest.mark.parametrize("steps", [3, 4, 10, 11, 19, 20])

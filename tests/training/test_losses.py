@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from tritrack.stages.card import Windows
 from tritrack.stages.networks import EmbeddingNetwork, FilterNetwork, GnnNetwork
 from tritrack.training import losses
 from tritrack.training.losses import embedding_loss, filter_loss, gnn_loss
 from tritrack.training.sample import make_sample, pair_targets, path_pairs
+
+OPEN = Windows(max_z0=1e9, max_curvature=1e9, overlap=1e9)
 
 
 class Points(torch.nn.Module):
@@ -56,23 +61,49 @@ def test_embedding_loss(hand_made):
     expected = 0.0
     for gap, gap_weight in ((1, losses.GAP_WEIGHT[0]), (2, losses.GAP_WEIGHT[1])):
         a, b = path_pairs(sample, gap=gap)
-        weight = sample.weight[a]
+        weight = np.minimum(sample.weight[a], 1) ** 2
         expected += gap_weight * (weight * distance[a, b] ** 2).sum() / max(weight.sum(), 1)
     same = (sample.particle[:, None] == sample.particle[None]) & (sample.particle[:, None] >= 0)
     stranger = ~same & (distance < losses.MARGIN) & ~np.eye(9, dtype=bool)
     push = (np.maximum(losses.MARGIN - distance, 0) ** 2)[stranger].sum()
     expected += losses.NEGATIVE_WEIGHT * push / 9  # nine queries: every hit
-    loss = embedding_loss(Points(points), sample, np.random.default_rng(2))
+    loss = embedding_loss(Points(points), sample, np.random.default_rng(2), windows=OPEN)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_strangers_that_the_windows_throw_out_cost_nothing(hand_made):
+    sample = make_sample(hand_made)
+    network = Points(np.random.default_rng(1).uniform(0, 1, (9, 3)))
+    values = [
+        float(embedding_loss(network, sample, np.random.default_rng(2), windows=windows).detach())
+        for windows in (
+            OPEN,
+            Windows(max_z0=0, max_curvature=0, overlap=1e9),
+            Windows(max_z0=0, max_curvature=0, overlap=0),
+        )
+    ]
+    assert values[0] == values[1]
+    attraction = 0.0
+    points = network.points.detach().numpy().astype(np.float64)
+    for gap, gap_weight in enumerate(losses.GAP_WEIGHT, start=1):
+        a, b = path_pairs(sample, gap=gap)
+        weight = np.minimum(sample.weight[a], 1) ** 2
+        attraction += (
+            gap_weight * (weight * np.square(points[a] - points[b]).sum(axis=1)).sum() / max(weight.sum(), 1)
+        )
+    assert values[2] == pytest.approx(attraction, rel=1e-5)
 
 
 def test_a_share_of_the_hard_negatives_stands_for_all(helices, monkeypatch):
     sample = make_sample(helices(1))
     points = np.random.default_rng(1).uniform(0, 0.5, (len(sample.hits), 2))
     network = Points(points)
-    whole = float(embedding_loss(network, sample, np.random.default_rng(2)).detach())
+    whole = float(embedding_loss(network, sample, np.random.default_rng(2), windows=OPEN).detach())
     monkeypatch.setattr(losses, "N_HARD_NEGATIVES", 4000)  # of about 40,000
-    shares = [float(embedding_loss(network, sample, np.random.default_rng(i)).detach()) for i in range(5)]
+    shares = [
+        float(embedding_loss(network, sample, np.random.default_rng(i), windows=OPEN).detach())
+        for i in range(5)
+    ]
     assert len(set(shares)) == 5
     assert shares == pytest.approx([whole] * 5, rel=0.1)
 
@@ -112,7 +143,7 @@ def test_an_event_without_particles_or_hits(helices):
         network = EmbeddingNetwork(width=8, layers=1, dim=3)
     for n_noise in (4, 0):
         sample = make_sample(helices(1, n_particles=0, n_noise=n_noise))
-        loss = embedding_loss(network, sample, np.random.default_rng(1))
+        loss = embedding_loss(network, sample, np.random.default_rng(1), windows=OPEN)
         loss.backward()
         assert bool(torch.isfinite(loss))
 
@@ -124,7 +155,10 @@ def test_losses_fall(helices, kind):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         network, loss_of = {
-            "embedding": lambda: (EmbeddingNetwork(width=32, layers=2, dim=4), embedding_loss),
+            "embedding": lambda: (
+                EmbeddingNetwork(width=32, layers=2, dim=4),
+                partial(embedding_loss, windows=OPEN),
+            ),
             "filter": lambda: (
                 FilterNetwork(widths=(16, 8)),
                 lambda net, sample, rng: filter_loss(net, sample, pairs, rng),

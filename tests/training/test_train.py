@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -12,7 +13,8 @@ pytest.importorskip("faiss")
 pytest.importorskip("numba")
 
 from tritrack.events.parquet import event_file, write_event
-from tritrack.stages.card import CARD_FILE, Limits, Networks
+from tritrack.events.simulation import SETTINGS_KEY, SimulationSettings
+from tritrack.stages.card import CARD_FILE, Limits, Networks, TrainingSet, Windows
 from tritrack.stages.weights import load_weights
 from tritrack.training import loop
 from tritrack.training.loop import Schedule
@@ -36,12 +38,13 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, helices):
     folder = tmp_path_factory.mktemp("events")
-    # The same names in both folders, as simulated events have them.
-    for name, first in (("train", 1), ("validation", 3)):
+    # The same names in all folders, as simulated events have them.
+    for name, first in (("train", 1), ("more", 5), ("validation", 3)):
         (folder / name).mkdir()
         for i in range(2):
             event = replace(helices(first + i, n_particles=6, n_noise=4), event_id=i)
-            write_event(event, folder / name / event_file(i))
+            origin = {SETTINGS_KEY: '{"seed":5,"pileup":0}'} if name == "train" else None
+            write_event(event, folder / name / event_file(i), metadata=origin)
     return folder
 
 
@@ -49,21 +52,19 @@ def folders(tmp_path_factory, helices):
 def plan(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
     return Plan(
-        events=folders / "train",
-        validation=folders / "validation",
-        n_events=2,
+        events=(folders / "train", folders / "more"),
+        validation=(folders / "validation",),
         work=tmp_path / "work",
         out=tmp_path / "out",
         name="tiny",
         seed=1,
-        data_seed=5,
-        first_event=0,
-        pileup=0.0,
         embedding=Schedule(steps=6),
         filter=Schedule(steps=5),
         gnn=Schedule(steps=4),
         networks=SIZES,
+        windows=Windows(max_z0=200.0, max_curvature=1.8e-3, overlap=15.0),
         limits=Limits(max_hits=1000, max_pairs=10_000, max_edges=10_000),
+        default="balanced",
     )
 
 
@@ -72,14 +73,18 @@ def train(plan, *, last="gnn", kill_after=None):
     steps: list[str] = []
     notes: list[str] = []
 
-    def on_step(name, done, total, loss):
+    def on_step(what, done, total, note):
         assert 1 <= done <= total
-        steps.append(name)
+        if what.endswith("wedges"):
+            return
+        assert note.startswith("loss ")
+        steps.append(what)
         if len(steps) == kill_after:
             raise Killed
 
     card = Trainer(plan, on_step=on_step, on_note=notes.append).run(last)
-    assert notes[0].startswith("radius: ")
+    assert notes[0].startswith("embedding: loss ")
+    assert notes[1].startswith("radius: ")
     return card, steps
 
 
@@ -92,18 +97,26 @@ def test_a_whole_training(plan):
     assert card.name == "tiny"
     assert card.networks == SIZES
     assert card.limits == plan.limits
-    assert card.cuts.radius > 0
+    assert card.default == "balanced"
+    assert set(card.working_points) == {"fast", "balanced", "best"}
+    for point in card.working_points.values():
+        assert point.cuts.radius > 0
+        assert point.cuts.windows == plan.windows
+        assert 0 <= point.metrics["validation"]["efficiency"] <= 1
     assert set(card.training.minutes) == {"embedding", "filter", "gnn"}
-    assert (card.training.seed, card.training.data_seed, card.training.n_events) == (1, 5, 2)
+    settings = asdict(SimulationSettings(seed=5, pileup=0))
+    assert card.training.sets == (
+        TrainingSet(n_events=2, simulation=settings),
+        TrainingSet(n_events=2, simulation=None),
+    )
     assert {"python", "tritrack", "torch", "numpy"} <= set(card.training.versions)
-    assert 0 <= card.metrics["efficiency"] <= 1
-    # Each event's pairs are kept once; those of equal names do not meet.
-    assert sorted(str(path.relative_to(plan.work / "graph")) for path in plan.work.rglob("graph/*/*")) == [
-        "held-out/event000000001.npy",
-        "train/event000000000.npy",
-        "train/event000000001.npy",
-        "tuning/event000000000.npy",
-    ]
+    # Each wedge's pairs are kept once.
+    for stage in ("graph", "filter"):
+        files = sorted(str(path.relative_to(plan.work / stage)) for path in plan.work.rglob(f"{stage}/*/*"))
+        assert files == [f"{number:05d}/000.npy" for number in range(4)]
+    curves = json.loads((plan.out / "training.json").read_text())
+    assert [point["step"] for point in curves["filter"]] == [1, 2, 3, 4, 5]
+    assert (plan.out / "training.png").stat().st_size > 10_000
 
 
 def test_a_killed_training_resumes_to_the_same_weights(plan, tmp_path):
@@ -116,8 +129,7 @@ def test_a_killed_training_resumes_to_the_same_weights(plan, tmp_path):
     resumed, steps = train(halves)
     assert set(steps) == {"gnn"}
     assert resumed.sha256 == straight.sha256
-    assert resumed.cuts == straight.cuts
-    assert resumed.metrics == straight.metrics
+    assert resumed.working_points == straight.working_points
 
 
 @pytest.mark.parametrize(("last", "n_steps"), [("embedding", 6), ("filter", 11)])
@@ -131,7 +143,7 @@ def test_up_to_a_network(plan, last, n_steps):
     assert steps == ORDER[n_steps:]
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"n_events": 1}, {"gnn": Schedule(steps=9)}])
+@pytest.mark.parametrize("change", [{"seed": 2}, {"default": "fast"}, {"gnn": Schedule(steps=9)}])
 def test_the_work_of_another_plan_is_refused(plan, change):
     train(plan, last="embedding")
     with pytest.raises(TrainingError, match=r"plan\.json: the checkpoints there belong to another plan"):
@@ -142,3 +154,10 @@ def test_the_seed_matters(plan, tmp_path):
     first, _ = train(plan)
     other, _ = train(replace(plan, seed=2, work=tmp_path / "work2", out=tmp_path / "out2"))
     assert first.sha256 != other.sha256
+
+
+def test_one_event_to_validate_on(plan, tmp_path, helices):
+    (tmp_path / "one").mkdir()
+    write_event(helices(1), tmp_path / "one" / event_file(1))
+    with pytest.raises(TrainingError, match="one: one event there, at least two"):
+        train(replace(plan, validation=(tmp_path / "one",)))
