@@ -44,8 +44,9 @@ def load_step(name: str, folder: Path, *, threads: int) -> Callable[[Tensors], O
     CardError
         Where the card or the engine is missing or does not fit.
     """
-    if name in {stage.name for stage in STAGES}:
-        return load_stage(name, folder, threads=threads)
+    for stage in STAGES:
+        if stage.name == name:
+            return load_stage(stage, folder, threads=threads)
     return partial({"entry": _enter, "cut": _cut}[name], read_card(folder))
 
 
@@ -58,5 +59,5 @@ def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
 def _cut(card: ModelCard, tensors: Tensors) -> Outputs:
     edge_index, pair_score = tensors[EDGE_INDEX.name], tensors[PAIR_SCORE.name]
     check_tensor(pair_score, PAIR_SCORE, check_tensor(edge_index, EDGE_INDEX, {}))
-    cut, limit = card.cuts.filter_cut, card.limits.max_edges
+    cut, limit = card.point().cuts.filter_cut, card.limits.max_edges
     return {EDGE_INDEX.name: select_edges(edge_index, pair_score, cut=cut, max_edges=limit)}

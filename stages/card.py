@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
@@ -23,6 +23,10 @@ def engine_file(stage: str) -> str:
 
 GraphMethod = Literal["radius", "knn"]
 LabellingMethod = Literal["components", "walkthrough"]
+WorkingPointName = Literal["fast", "balanced", "best"]
+
+WORKING_POINTS: tuple[WorkingPointName, ...] = get_args(WorkingPointName)
+"""The names, from the least time to the most tracks."""
 
 
 class CardError(ValueError):
@@ -53,7 +57,7 @@ class Networks:
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """Working point of the chain.
+    """What the chain keeps on its way.
 
     Attributes
     ----------
@@ -75,6 +79,22 @@ class Cuts:
     filter_cut: float
     gnn_cut: float
     labelling: LabellingMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkingPoint:
+    """Cuts, and what they give: efficiency is bought with time.
+
+    Attributes
+    ----------
+    cuts
+        The cuts.
+    metrics
+        Physics and sizes on validation events, by name, for each set of events ("pileup 200"); may be empty.
+    """
+
+    cuts: Cuts
+    metrics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +149,14 @@ class ModelCard:
         Version of the tensor contract that the model speaks.
     columns
         Columns of HITS, in order, with their units.
-    networks, cuts, limits
+    networks, limits
         See the classes.
+    working_points
+        By name, one at least.
+    default
+        The one that is used where none is named.
     training
         None for weights that were not trained (tests).
-    metrics
-        Physics on events that nothing was trained or chosen on, by name.
     sha256
         Hash of each weights file, by file name.
     """
@@ -143,10 +165,10 @@ class ModelCard:
     contract_version: int = CONTRACT_VERSION
     columns: tuple[str, ...] = ("x [mm]", "y [mm]", "z [mm]")
     networks: Networks
-    cuts: Cuts
+    working_points: dict[WorkingPointName, WorkingPoint]
+    default: WorkingPointName
     limits: Limits
     training: Training | None = None
-    metrics: dict[str, float]
     sha256: dict[str, str]
 
     def to_json(self) -> bytes:
@@ -158,6 +180,20 @@ class ModelCard:
         """sha256 of the canonical JSON: names this card on a server."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
+    @property
+    def points(self) -> tuple[WorkingPointName, ...]:
+        """Names of the working points there, in the order of ``WORKING_POINTS``."""
+        return tuple(name for name in WORKING_POINTS if name in self.working_points)
+
+    def point(self, name: WorkingPointName | None = None) -> WorkingPoint:
+        """Return a working point, the default one where none is named (raises CardError)."""
+        point = self.working_points.get(name or self.default)
+        if point is None:
+            raise CardError(
+                f"model {self.name}: has no working point {name}, it has {', '.join(self.points)}"
+            )
+        return point
+
 
 def read_card(folder: Path) -> ModelCard:
     """Read the card of a folder of weights or engines.
@@ -165,7 +201,8 @@ def read_card(folder: Path) -> ModelCard:
     Raises
     ------
     CardError
-        Where there is no card, it does not parse, or it speaks another version of the contract.
+        Where there is no card, it does not parse, it lacks its default working point, or it speaks another
+        version of the contract.
     """
     path = folder / CARD_FILE
     try:
@@ -178,4 +215,7 @@ def read_card(folder: Path) -> ModelCard:
         raise CardError(
             f"{path}: speaks contract version {card.contract_version}, this tritrack {CONTRACT_VERSION}"
         )
+    if card.default not in card.working_points:
+        there = ", ".join(card.points) or "none"
+        raise CardError(f"{path}: default is {card.default}, but the working points there are: {there}")
     return card

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Training
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Training, WorkingPoint
 from tritrack.stages.networks import build_networks
 from tritrack.stages.weights import save_weights
 from tritrack.training.graphs import filtered_pairs, graph_pairs, kept
@@ -213,7 +213,10 @@ class Trainer:
         card = ModelCard(
             name=plan.name,
             networks=plan.networks,
-            cuts=cuts,
+            working_points={
+                "balanced": WorkingPoint(cuts=cuts, metrics={f"pileup {plan.pileup:g}": metrics})
+            },
+            default="balanced",
             limits=plan.limits,
             training=Training(
                 seed=plan.seed,
@@ -228,7 +231,6 @@ class Trainer:
                     **{name: version(name) for name in ("tritrack", "torch", "numpy")},
                 },
             ),
-            metrics=metrics,
             sha256={},
         )
         return save_weights(

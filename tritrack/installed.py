@@ -83,7 +83,7 @@ def _engines(folder: Path) -> dict[str, Any]:
     except CardError as error:
         return {str(folder): str(error)}
     files = [file for spec in STAGES if (folder / (file := engine_file(spec.name))).exists()]
-    cuts, limits = card.cuts, card.limits
+    cuts, limits = card.point().cuts, card.limits
     return {
         "folder": str(folder),
         "card": card.name,

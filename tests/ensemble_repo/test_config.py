@@ -15,18 +15,19 @@ from tritonclient.utils import triton_to_np_dtype
 
 from tritrack.ensemble_repo.config import config_text, model_configs
 from tritrack.ensemble_repo.plan import ENSEMBLE, plan_steps
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, WorkingPoint
 from tritrack.stages.contract import CONTRACT_VERSION, HITS, STAGES, TRACK_LABEL
 
 REFERENCE = Path(__file__).parent / "reference"
 UPDATE = "TRITRACK_UPDATE_REFERENCE"
 
+CUTS = Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components")
 CARD = ModelCard(
     name="reference",
     networks=Networks(),
-    cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
+    working_points={"balanced": WorkingPoint(cuts=CUTS, metrics={})},
+    default="balanced",
     limits=Limits(max_hits=200_000, max_pairs=5_000_000, max_edges=1_000_000),
-    metrics={},
     sha256={},
 )
 COMBINATIONS = list(itertools.product(["embedded", "container"], ["cpu", "gpu"]))

@@ -22,7 +22,7 @@ from tritrack.service.installation import Installation, find_installation
 from tritrack.service.log import explain, port_taken
 from tritrack.service.protocol import retry_delays
 from tritrack.service.server import Ports, Server
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, WorkingPoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,13 +98,16 @@ def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
     assert environment.items() <= os.environ.items()
 
 
+CUTS = Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components")
+
+
 def served_card(folder: Path) -> ModelCard:
     card = ModelCard(
         name="large",
         networks=Networks(embedding_dim=8),
-        cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
+        working_points={"fast": WorkingPoint(cuts=CUTS, metrics={})},
+        default="fast",
         limits=Limits(max_hits=1000, max_pairs=1_000_000, max_edges=1_000_000),
-        metrics={},
         sha256={},
     )
     for step in ("embedding", "graph"):

@@ -92,11 +92,11 @@ def test_a_whole_training(plan):
     assert card.name == "tiny"
     assert card.networks == SIZES
     assert card.limits == plan.limits
-    assert card.cuts.radius > 0
+    assert card.point().cuts.radius > 0
     assert set(card.training.minutes) == {"embedding", "filter", "gnn"}
     assert (card.training.seed, card.training.data_seed, card.training.n_events) == (1, 5, 2)
     assert {"python", "tritrack", "torch", "numpy"} <= set(card.training.versions)
-    assert 0 <= card.metrics["efficiency"] <= 1
+    assert 0 <= card.point().metrics["pileup 0"]["efficiency"] <= 1
     # Each event's pairs are kept once; those of equal names do not meet.
     assert sorted(str(path.relative_to(plan.work / "graph")) for path in plan.work.rglob("graph/*/*")) == [
         "held-out/event000000001.npy",
@@ -116,8 +116,7 @@ def test_a_killed_training_resumes_to_the_same_weights(plan, tmp_path):
     resumed, steps = train(halves)
     assert set(steps) == {"gnn"}
     assert resumed.sha256 == straight.sha256
-    assert resumed.cuts == straight.cuts
-    assert resumed.metrics == straight.metrics
+    assert resumed.working_points == straight.working_points
 
 
 @pytest.mark.parametrize(("last", "n_steps"), [("embedding", 6), ("filter", 11)])
