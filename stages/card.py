@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 CARD_FILE = "card.json"
 
+ENSEMBLE = "track_finder"
+"""Name of what a server answers with: HITS in, TRACK_LABEL out, at the default working point."""
+
 
 def engine_file(stage: str) -> str:
     """Name of the file that a stage's network is exported to; it lies beside the card."""
@@ -27,6 +30,11 @@ WorkingPointName = Literal["fast", "balanced", "best"]
 
 WORKING_POINTS: tuple[WorkingPointName, ...] = get_args(WorkingPointName)
 """The names, from the least time to the most tracks."""
+
+
+def ensemble_name(working_point: WorkingPointName | None, *, ensemble: str = ENSEMBLE) -> str:
+    """Name of what a server answers with at one working point; None is the default one."""
+    return ensemble if working_point is None else f"{ensemble}_{working_point}"
 
 
 class CardError(ValueError):

@@ -120,9 +120,9 @@ def test_shared_memory_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = served_card(tmp_path)
-    # EDGE_INDEX (8 bytes a pair) crosses five boundaries, the scores (4 bytes) two; HITS (12) five, EMBEDDING
+    # EDGE_INDEX (8 bytes a pair) crosses six boundaries, the scores (4 bytes) four; HITS (12) five, EMBEDDING
     # (32) two, TRACK_LABEL (8) one.
-    at_limits = 1_000_000 * (5 * 8 + 2 * 4) + 1000 * (5 * 12 + 2 * 32 + 8)
+    at_limits = 1_000_000 * (6 * 8 + 4 * 4) + 1000 * (5 * 12 + 2 * 32 + 8)
     assert repository.shared_memory_at_limits(card) == at_limits
     for free, complaints in ((1 << 30, 0), (20 << 20, 1)):
         caplog.clear()
