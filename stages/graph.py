@@ -95,7 +95,7 @@ def knn_graph(
     ContractError
         Where there are more than ``max_pairs`` pairs.
     """
-    import faiss  # 35 MB and half a second that the radius search need not spend
+    import faiss  # here: the radius search does without
 
     n_hits, dim = embedding.shape
     if n_hits < 2:

@@ -26,7 +26,7 @@ from tritrack.stages.contract import (
 from tritrack.stages.filtering import score_pairs, select_edges
 
 # numba, FAISS and ONNX Runtime are imported where they are used: each step of a server is a process of its own,
-# and they take more memory and time to start than most steps.
+# and most steps weigh less than these libraries.
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

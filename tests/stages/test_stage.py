@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -109,6 +111,16 @@ def test_what_breaks_the_contract_between_stages(small_engines, stage, change, m
     }
     with pytest.raises(ContractError, match=message):
         load_stage(BY_NAME[stage], small_engines, threads=1)(tensors | change)
+
+
+def test_what_a_step_imports():
+    """Each step of a server is a process: it loads no library that it does not compute with."""
+    program = (
+        "import sys; import tritrack.ensemble_repo.steps; "
+        "print([n for n in ('faiss', 'numba', 'onnxruntime', 'scipy', 'tritonclient') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_missing_engine(small_engines, tmp_path):
