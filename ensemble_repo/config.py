@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,15 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.ensemble_repo.plan import ENSEMBLE, plan_steps
+from tritrack.ensemble_repo.plan import plan_chain, plan_steps
+from tritrack.stages.card import ENSEMBLE, ensemble_name
 from tritrack.stages.contract import HITS, TRACK_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tritrack.ensemble_repo.plan import DeviceKind, ServerKind, Step
-    from tritrack.stages.card import ModelCard
+    from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
 
 
@@ -37,11 +39,12 @@ def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, th
     Returns
     -------
     dict
-        ``ModelConfig`` messages by model name: the steps in order, then the ensemble.
+        ``ModelConfig`` messages by model name: the steps in order, the ensemble of each working point, and
+        that of the default one under the name that goes without saying.
     """
-    steps = plan_steps(server)
-    configs = {step.name: _step_config(step, card, device, threads) for step in steps}
-    configs[ENSEMBLE] = _ensemble_config(steps, card)
+    configs = {step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server)}
+    for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
+        configs[name] = _ensemble_config(name, plan_chain(card, server, point), card, point)
     return configs
 
 
@@ -66,7 +69,9 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
         instance_group=[triton.ModelInstanceGroup(count=1, kind=f"KIND_{device.upper()}")],
     )
     if step.backend == "python":
-        _set_parameters(config, _identity(card) | {"threads": str(threads)})
+        _set_parameters(config, _identity(card) | {"threads": str(threads), "computes": step.computes})
+        if step.working_point is not None:
+            _set_parameters(config, {"working_point": step.working_point})
         if device == "gpu":
             _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     else:
@@ -75,10 +80,10 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
     return config
 
 
-def _ensemble_config(steps: tuple[Step, ...], card: ModelCard) -> Any:
+def _ensemble_config(name: str, steps: tuple[Step, ...], card: ModelCard, point: WorkingPointName) -> Any:
     """Wire the steps: each takes the latest tensor of a name, and a name that is taken gets the step's prefix."""
     config = triton.ModelConfig(
-        name=ENSEMBLE,
+        name=name,
         platform="ensemble",
         input=_tensors(triton.ModelInput, [HITS], card),
         output=_tensors(triton.ModelOutput, [TRACK_LABEL], card),
@@ -87,7 +92,7 @@ def _ensemble_config(steps: tuple[Step, ...], card: ModelCard) -> Any:
     for step in steps:
         inputs = {spec.name: latest[spec.name] for spec in step.inputs}
         outputs = {
-            spec.name: f"{step.name}_{spec.name}" if spec.name in latest else spec.name
+            spec.name: f"{step.computes}_{spec.name}" if spec.name in latest else spec.name
             for spec in step.outputs
         }
         latest |= outputs
@@ -95,7 +100,12 @@ def _ensemble_config(steps: tuple[Step, ...], card: ModelCard) -> Any:
             model_name=step.name, model_version=-1, input_map=inputs, output_map=outputs
         )
     limits = {name: str(limit) for name, limit in asdict(card.limits).items()}
-    _set_parameters(config, _identity(card) | limits)
+    served = {
+        "working_point": point,
+        "working_points": " ".join(card.points),
+        "metrics": json.dumps(card.point(point).metrics, sort_keys=True),
+    }
+    _set_parameters(config, _identity(card) | limits | served)
     return config
 
 

@@ -18,7 +18,7 @@ class TritonPythonModel:
     """One step of the chain; Triton looks for this name."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the step that the folder's name says."""
+        """Load the step that the configuration says."""
         # The Python backend of Triton 24.10 misreads the arrays of NumPy 2 and hands on empty outputs.
         probe = np.arange(1, 4)
         tensor = pb_utils.Tensor.from_dlpack("PROBE", pb_utils.Tensor("PROBE", probe))
@@ -27,10 +27,13 @@ class TritonPythonModel:
                 f"this server's Python backend cannot read arrays of NumPy {np.__version__}: install numpy<2"
             )
         config = json.loads(args["model_config"])
-        threads = config["parameters"]["threads"]["string_value"]
+        values = {key: parameter["string_value"] for key, parameter in config["parameters"].items()}
+        threads = int(values["threads"])
         folder = Path(args["model_repository"]) / args["model_version"]
         self.name = args["model_name"]
-        self.step = load_step(self.name, folder, threads=int(threads))
+        self.step = load_step(
+            values["computes"], folder, threads=threads, working_point=values.get("working_point")
+        )
         self.step(_smallest_inputs(config))  # compiles what is compiled at first use, before the first event
         pb_utils.Logger.log_info(f"{self.name}: loaded from {folder}, {threads} threads")
 

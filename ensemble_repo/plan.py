@@ -6,15 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tritrack.stages.card import CARD_FILE, engine_file
-from tritrack.stages.contract import HITS, STAGES
+from tritrack.stages.contract import HITS, SERVED_STEPS, StageSpec
 
 if TYPE_CHECKING:
-    from tritrack.stages.contract import StageSpec, TensorSpec
-
-ENSEMBLE = "track_finder"
-"""Name of the ensemble: HITS in, TRACK_LABEL out."""
+    from tritrack.stages.card import ModelCard, WorkingPointName
+    from tritrack.stages.contract import TensorSpec
 
 ADAPTER_FILE = "model.py"
+
+ENTRY_STEP = StageSpec(name="entry", inputs=(HITS,), outputs=(HITS,))
+"""Checks HITS where the first stage runs in a native backend, which does not."""
+
+CUTS_OF_STEP = {
+    "graph": ("graph", "radius", "k"),
+    "cut": ("filter_cut",),
+    "labelling": ("gnn_cut", "labelling"),
+}
+"""The fields of ``Cuts`` that each step takes; a step that is not here is the same at every working point."""
 
 ServerKind = Literal["embedded", "container"]
 """embedded: a server with the Python backend alone. container: one that runs the engines itself as well."""
@@ -26,12 +34,16 @@ Backend = Literal["python", "onnxruntime"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One Triton model of the ensemble.
+    """One Triton model of the ensembles.
 
     Attributes
     ----------
     name
-        Name of the model.
+        Name of the model: what it computes, and the working point where that matters.
+    computes
+        ``entry``, or one of the contract's served steps.
+    working_point
+        Whose cuts it takes; None for a step without.
     backend
         Triton backend that runs it.
     inputs, outputs
@@ -41,61 +53,54 @@ class Step:
     """
 
     name: str
+    computes: str
+    working_point: WorkingPointName | None
     backend: Backend
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     files: tuple[str, ...]
 
 
-def plan_steps(server: ServerKind) -> tuple[Step, ...]:
-    """Return the steps of the ensemble, in order.
+def plan_chain(card: ModelCard, server: ServerKind, working_point: WorkingPointName) -> tuple[Step, ...]:
+    """Return the steps of one working point's ensemble, in order.
 
-    An embedded server runs each stage as one Python step. A container runs the networks natively; what a
-    stage does beside its network is then a Python step of its own: ``entry`` checks HITS before anything
-    else sees them, ``cut`` follows the filter's network.
+    An embedded server runs each of them in Python. A container runs the networks natively, and ``entry``
+    checks HITS before anything else sees them. Working points with the same cuts of a step share the step,
+    named by the first of them; the networks all of them share.
     """
-    if server == "embedded":
-        return tuple(_stage_step(stage) for stage in STAGES)
-    steps = [_python_step("entry", inputs=(HITS,), outputs=(HITS,))]
-    for stage in STAGES:
-        if not stage.engine:
-            steps.append(_stage_step(stage))
-            continue
-        steps.append(
-            Step(
-                name=stage.name,
-                backend="onnxruntime",
-                inputs=stage.inputs,
-                outputs=stage.engine,
-                files=(engine_file(stage.name),),
-            )
-        )
-        if stage.engine != stage.outputs:
-            cut_inputs = tuple(spec for spec in stage.inputs if spec in stage.outputs) + stage.engine
-            steps.append(_python_step("cut", inputs=cut_inputs, outputs=stage.outputs))
-    return tuple(steps)
+    native = server == "container"
+    specs = (ENTRY_STEP, *SERVED_STEPS) if native else SERVED_STEPS
+    return tuple(_step(spec, card, working_point, native=native) for spec in specs)
 
 
-def _stage_step(stage: StageSpec) -> Step:
-    return _python_step(
-        stage.name,
-        inputs=stage.inputs,
-        outputs=stage.outputs,
-        files=(engine_file(stage.name),) if stage.engine else (),
-    )
+def plan_steps(card: ModelCard, server: ServerKind) -> tuple[Step, ...]:
+    """Return the steps of all working points, each once, in order."""
+    chains = [plan_chain(card, server, point) for point in card.points]
+    return tuple(dict.fromkeys(step for alternatives in zip(*chains, strict=True) for step in alternatives))
 
 
-def _python_step(
-    name: str,
-    *,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    files: tuple[str, ...] = (),
-) -> Step:
+def _step(spec: StageSpec, card: ModelCard, working_point: WorkingPointName, *, native: bool) -> Step:
+    owner = _owner(spec.name, card, working_point)
+    engine = (engine_file(spec.name),) if spec.engine else ()
+    in_python = not (native and engine)
     return Step(
-        name=name,
-        backend="python",
-        inputs=inputs,
-        outputs=outputs,
-        files=(ADAPTER_FILE, CARD_FILE, *files),
+        name=spec.name if owner is None else f"{spec.name}_{owner}",
+        computes=spec.name,
+        working_point=owner,
+        backend="python" if in_python else "onnxruntime",
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        files=(ADAPTER_FILE, CARD_FILE, *engine) if in_python else engine,
     )
+
+
+def _owner(computes: str, card: ModelCard, working_point: WorkingPointName) -> WorkingPointName | None:
+    """Return the first working point that has this one's cuts of a step."""
+    fields = CUTS_OF_STEP.get(computes)
+    if fields is None:
+        return None
+
+    def cuts_of(point: WorkingPointName) -> list[object]:
+        return [getattr(card.point(point).cuts, field) for field in fields]
+
+    return next(point for point in card.points if cuts_of(point) == cuts_of(working_point))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, ENSEMBLE, plan_steps
-from tritrack.stages.card import read_card
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_steps
+from tritrack.stages.card import ENSEMBLE, read_card
 
 if TYPE_CHECKING:
     from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
@@ -62,7 +62,7 @@ def render_repository(
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)
         (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    for step in plan_steps(server):
+    for step in plan_steps(card, server):
         for file in step.files:
             source = (Path(__file__).parent if file == ADAPTER_FILE else engines) / file
             if not source.is_file():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tritrack.ensemble_repo.plan import ENTRY_STEP
 from tritrack.stages.card import read_card
-from tritrack.stages.contract import EDGE_INDEX, HITS, PAIR_SCORE, STAGES, check_hits, check_tensor
-from tritrack.stages.filtering import select_edges
+from tritrack.stages.contract import HITS, SERVED_STEPS, check_hits
 from tritrack.stages.stage import load_stage
 
 if TYPE_CHECKING:
@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.stages.card import ModelCard
+    from tritrack.stages.card import ModelCard, WorkingPointName
 
     Tensors = Mapping[str, NDArray[Any]]
     Outputs = dict[str, NDArray[Any]]
 
 
-def load_step(name: str, folder: Path, *, threads: int) -> Callable[[Tensors], Outputs]:
+def load_step(
+    computes: str, folder: Path, *, threads: int, working_point: WorkingPointName | None = None
+) -> Callable[[Tensors], Outputs]:
     """Load a step from its version folder.
 
     Parameters
     ----------
-    name
-        A stage of the contract, or one of the steps beside native engines: ``entry``, ``cut``.
+    computes
+        One of the contract's served steps, or ``entry``.
     folder
-        Holds the model card and, for a stage with a network, its engine.
+        Holds the model card and, for a step with a network, its engine.
     threads
         Threads of the step.
+    working_point
+        Whose cuts it takes.
 
     Returns
     -------
@@ -42,21 +46,15 @@ def load_step(name: str, folder: Path, *, threads: int) -> Callable[[Tensors], O
     Raises
     ------
     CardError
-        Where the card or the engine is missing or does not fit.
+        Where the card, the engine or the working point is missing or does not fit.
     """
-    if name in {stage.name for stage in STAGES}:
-        return load_stage(name, folder, threads=threads)
-    return partial({"entry": _enter, "cut": _cut}[name], read_card(folder))
+    if computes == ENTRY_STEP.name:
+        return partial(_enter, read_card(folder))
+    spec = next(spec for spec in SERVED_STEPS if spec.name == computes)
+    return load_stage(spec, folder, threads=threads, working_point=working_point)
 
 
 def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
     hits = tensors[HITS.name]
     check_hits(hits, n_columns=len(card.columns), max_hits=card.limits.max_hits)
     return {HITS.name: hits}
-
-
-def _cut(card: ModelCard, tensors: Tensors) -> Outputs:
-    edge_index, pair_score = tensors[EDGE_INDEX.name], tensors[PAIR_SCORE.name]
-    check_tensor(pair_score, PAIR_SCORE, check_tensor(edge_index, EDGE_INDEX, {}))
-    cut, limit = card.cuts.filter_cut, card.limits.max_edges
-    return {EDGE_INDEX.name: select_edges(edge_index, pair_score, cut=cut, max_edges=limit)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tritrack.events.event import Event
-    from tritrack.stages.card import ModelCard
+    from tritrack.stages.card import Cuts, Limits
 
 _BARREL_R = (32.0, 72.0, 116.0, 172.0, 260.0, 360.0, 500.0, 660.0, 820.0, 1020.0)  # mm
 _MAX_Z = 3000.0  # mm
@@ -88,24 +88,27 @@ def drawn_cases() -> list[Case]:
     ]
 
 
-def event_cases(events: Sequence[Event], *, networks: Mapping[str, nn.Module], card: ModelCard) -> list[Case]:
+def event_cases(
+    events: Sequence[Event], *, networks: Mapping[str, nn.Module], cuts: Cuts, limits: Limits
+) -> list[Case]:
     """Return one case an event, with the pairs that the chain finds in it when it runs in torch.
 
     Raises
     ------
     ContractError
-        Where an event is over the card's limits.
+        Where an event is over the limits.
     """
     cases = []
     for event in events:
         graph = radius_graph(
             event.hits,
             run_network(networks["embedding"], event.hits),
-            radius=card.cuts.radius,
-            max_pairs=card.limits.max_pairs,
+            radius=cuts.radius,
+            windows=cuts.windows,
+            max_pairs=limits.max_pairs,
         )
         score = score_pairs(partial(run_network, networks["filter"]), event.hits, graph)
-        kept = select_edges(graph, score, cut=card.cuts.filter_cut, max_edges=card.limits.max_edges)
+        kept = select_edges(graph, score, cut=cuts.filter_cut, max_edges=limits.max_edges)
         step = -(-graph.shape[1] // PAIRS_AT_ONCE)
         sample = np.ascontiguousarray(graph[:, :: max(step, 1)])  # what the network sees at once
         name = f"event {event.event_id}, {event.n_hits} hits"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
     from tritrack.export.cases import Case
-    from tritrack.stages.card import ModelCard
+    from tritrack.stages.card import Windows
     from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
     from tritrack.stages.pipeline import Pipeline
@@ -108,17 +108,18 @@ def _deviation(wanted: NDArray[np.float32], found: NDArray[np.float32], *, relat
     return largest / max(float(np.abs(wanted).max()), 1e-30) if relative else largest
 
 
-def gate_graph(*, network: nn.Module, card: ModelCard, cases: Sequence[Case]) -> list[GateResult]:
+def gate_graph(
+    *, network: nn.Module, radius: float, windows: Windows, cases: Sequence[Case]
+) -> list[GateResult]:
     """Compare the radius search with a comparison of every hit with every other."""
     results = []
-    radius = card.cuts.radius
     for case in cases:
         # From all over the event: hits come sorted by module.
         n_hits = min(case.hits.shape[0], _BRUTE_FORCE_HITS)
         hits = np.random.default_rng(0).choice(case.hits, n_hits, replace=False)
         embedding = run_network(network, hits)
-        found = radius_graph(hits, embedding, radius=radius, max_pairs=n_hits**2)
-        wanted, distance = radius_pairs(hits, embedding, radius=radius)
+        found = radius_graph(hits, embedding, radius=radius, windows=windows, max_pairs=n_hits**2)
+        wanted, distance = radius_pairs(hits, embedding, radius=radius, windows=windows)
         inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
         _, first, counts = np.unique(inner * n_hits + outer, return_index=True, return_counts=True)
         differing = first[counts != 2]
@@ -126,15 +127,19 @@ def gate_graph(*, network: nn.Module, card: ModelCard, cases: Sequence[Case]) ->
             np.abs(distance[inner[differing], outer[differing]] - radius) > RADIUS_TOLERANCE * radius
         )
         results.append(
-            GateResult(stage="graph", case=case.name, deviation=float(far_from_edge.sum()), tolerance=0.0)
+            GateResult(
+                stage="graph",
+                case=f"{case.name}, radius {radius:.3g}",
+                deviation=float(far_from_edge.sum()),
+                tolerance=0.0,
+            )
         )
     return results
 
 
-def gate_labelling(*, card: ModelCard) -> list[GateResult]:
+def gate_labelling(*, cut: float) -> list[GateResult]:
     """Compare both labellings with plain ones, on hits and edges drawn by seed."""
     results = []
-    cut = card.cuts.gnn_cut
     for n_hits, n_edges in [(0, 0), (1, 0), (2, 1), (30, 0), (30, 40), (120, 100), (120, 200)]:
         hits = drawn_hits(n_hits=n_hits, seed=n_hits)
         edges = _inner_first(hits, drawn_edges(n_hits=n_hits, n_edges=n_edges, seed=n_edges))
@@ -156,7 +161,7 @@ def gate_labelling(*, card: ModelCard) -> list[GateResult]:
         results += [
             GateResult(
                 stage="labelling",
-                case=f"{method}, {n_hits} hits, {edges.shape[1]} edges",
+                case=f"{method}, cut {cut:.3g}, {n_hits} hits, {edges.shape[1]} edges",
                 deviation=float((found[method] != wanted[method]).sum()),
                 tolerance=0.0,
             )

@@ -18,11 +18,10 @@ from tritrack.stages.contract import STAGES
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.networks import run_network
 from tritrack.stages.pipeline import Pipeline
-from tritrack.stages.stage import Stage, stage_function
 from tritrack.stages.weights import load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from tritrack.export.cases import Case
     from tritrack.stages.card import ModelCard
     from tritrack.stages.contract import StageSpec
-    from tritrack.stages.engine import Engine
 
     StageHook = Callable[[str, Sequence[GateResult]], None]
 
@@ -79,16 +77,27 @@ def export_engines(
     out.mkdir(parents=True, exist_ok=True)
     for stale in [out / CARD_FILE, out / GATES_FILE, *(out / engine_file(spec.name) for spec in STAGES)]:
         stale.unlink(missing_ok=True)
-    cases = [*drawn_cases(), *event_cases(events, networks=networks, card=card)]
+    # The networks are the same at every working point, and only their inputs' sizes differ.
+    pairs_at = card.point().cuts
+    points = card.working_points.values()
+    cases = [*drawn_cases(), *event_cases(events, networks=networks, cuts=pairs_at, limits=card.limits)]
     results: list[GateResult] = []
     for spec in STAGES:
         if spec.engine:
             passed = _export_stage(spec, networks=networks, card=card, cases=cases, out=out, threads=threads)
         elif spec.name == "graph":
-            passed = gate_graph(network=networks["embedding"], card=card, cases=cases)
+            graphs = dict.fromkeys((point.cuts.radius, point.cuts.windows) for point in points)
+            passed = [
+                result
+                for radius, windows in graphs
+                for result in gate_graph(
+                    network=networks["embedding"], radius=radius, windows=windows, cases=cases
+                )
+            ]
             require(passed)
         else:
-            passed = gate_labelling(card=card)
+            gnn_cuts = sorted({point.cuts.gnn_cut for point in points})
+            passed = [result for cut in gnn_cuts for result in gate_labelling(cut=cut)]
             require(passed)
         if on_stage is not None:
             on_stage(spec.name, passed)
@@ -100,7 +109,11 @@ def export_engines(
             if spec.engine
         }
         modules = {name: partial(run_network, network) for name, network in networks.items()}
-        passed = gate_chain(_chain(card, engines), reference=_chain(card, modules), events=events)
+        passed = gate_chain(
+            Pipeline(card=card, engines=engines),
+            reference=Pipeline(card=card, engines=modules),
+            events=events,
+        )
         require(passed)
         if on_stage is not None:
             on_stage("chain", passed)
@@ -108,13 +121,6 @@ def export_engines(
     (out / GATES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     (out / CARD_FILE).write_bytes(card.to_json())
     return results
-
-
-def _chain(card: ModelCard, engines: Mapping[str, Engine]) -> Pipeline:
-    return Pipeline(
-        Stage(spec, card=card, function=stage_function(spec, card=card, engine=engines.get(spec.name)))
-        for spec in STAGES
-    )
 
 
 def _export_stage(

@@ -22,6 +22,7 @@ from tritrack.service.protocol import (
     step_statistics,
     translate,
 )
+from tritrack.stages.card import ENSEMBLE, ensemble_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event
+    from tritrack.stages.card import WorkingPointName
 
 T = TypeVar("T")
 
@@ -39,15 +41,23 @@ class AsyncTrackFinder:
 
     Parameters
     ----------
-    url, model, timeout, retries
+    url, working_point, model, timeout, retries
         As there.
     """
 
     def __init__(
-        self, url: str, *, model: str = "track_finder", timeout: float = 60.0, retries: int = 4
+        self,
+        url: str,
+        *,
+        working_point: WorkingPointName | None = None,
+        model: str = ENSEMBLE,
+        timeout: float = 60.0,
+        retries: int = 4,
     ) -> None:
         self.url = url
-        self.model = model
+        self.working_point = working_point
+        self.model = ensemble_name(working_point, ensemble=model)
+        self._default_model = model
         self.timeout = timeout
         self.retries = retries
         self._client = InferenceServerClient(url, channel_args=list(CHANNEL_ARGUMENTS))
@@ -144,12 +154,15 @@ class AsyncTrackFinder:
         return request.labels(await self._call(request.name, infer))
 
     async def _read_info(self, name: str) -> ServerInfo:
-        async def ask() -> ServerInfo:
+        async def ask(model: str) -> ServerInfo:
             metadata = await self._client.get_server_metadata(client_timeout=self.timeout)
-            response = await self._client.get_model_config(self.model, client_timeout=self.timeout)
+            response = await self._client.get_model_config(model, client_timeout=self.timeout)
             return server_info(url=self.url, metadata=metadata, config=response.config)
 
-        return await self._call(name, ask)
+        if self.working_point is not None:
+            default = await self._call(name, lambda: ask(self._default_model))
+            default.require_point(self.working_point)
+        return await self._call(name, lambda: ask(self.model))
 
     async def _call(self, name: str, rpc: Callable[[], Awaitable[T]]) -> T:
         for delay in retry_delays(self.retries):

@@ -24,6 +24,7 @@ from tritrack.service.protocol import (
     step_statistics,
     translate,
 )
+from tritrack.stages.card import ENSEMBLE, ensemble_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event
+    from tritrack.stages.card import WorkingPointName
 
 T = TypeVar("T")
 
@@ -44,8 +46,10 @@ class TrackFinder:
     ----------
     url
         HOST:PORT of the server's gRPC service.
+    working_point
+        "fast", "balanced" or "best"; None for the server's default.
     model
-        Name of the ensemble.
+        Name of the ensemble at the default working point.
     timeout
         Seconds that each attempt may take.
     retries
@@ -54,14 +58,23 @@ class TrackFinder:
 
     Notes
     -----
-    The first call asks the server whether this client fits it (raises MismatchError).
+    The first call asks the server whether this client fits it (raises MismatchError), and whether it has the
+    working point (raises UnavailableError).
     """
 
     def __init__(
-        self, url: str, *, model: str = "track_finder", timeout: float = 60.0, retries: int = 4
+        self,
+        url: str,
+        *,
+        working_point: WorkingPointName | None = None,
+        model: str = ENSEMBLE,
+        timeout: float = 60.0,
+        retries: int = 4,
     ) -> None:
         self.url = url
-        self.model = model
+        self.working_point = working_point
+        self.model = ensemble_name(working_point, ensemble=model)
+        self._default_model = model
         self.timeout = timeout
         self.retries = retries
         self._client = InferenceServerClient(url, channel_args=list(CHANNEL_ARGUMENTS))
@@ -197,12 +210,15 @@ class TrackFinder:
                 yield pending.popleft().result()
 
     def _read_info(self, name: str) -> ServerInfo:
-        def ask() -> ServerInfo:
+        def ask(model: str) -> ServerInfo:
             metadata = self._client.get_server_metadata(client_timeout=self.timeout)
-            response = self._client.get_model_config(self.model, client_timeout=self.timeout)
+            response = self._client.get_model_config(model, client_timeout=self.timeout)
             return server_info(url=self.url, metadata=metadata, config=response.config)
 
-        return self._call(name, ask)
+        if self.working_point is not None:
+            default = self._call(name, lambda: ask(self._default_model))
+            default.require_point(self.working_point)
+        return self._call(name, lambda: ask(self.model))
 
     def _call(self, name: str, rpc: Callable[[], T]) -> T:
         for delay in retry_delays(self.retries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,12 @@ class ServerInfo:
         Version of the tritonserver.
     model
         Name of the ensemble.
+    working_point
+        The working point that the ensemble runs at.
+    working_points
+        Those that the server has, from the least time to the most tracks.
+    metrics
+        What the working point gave on validation events, by name, for each set of events.
     contract_version
         Version of the tensor contract that it speaks.
     card_name, card_sha256
@@ -78,6 +85,9 @@ class ServerInfo:
     url: str
     server_version: str
     model: str
+    working_point: str
+    working_points: tuple[str, ...]
+    metrics: dict[str, dict[str, float]]
     contract_version: int
     card_name: str
     card_sha256: str
@@ -100,10 +110,17 @@ class ServerInfo:
                 "install the tritrack version that the server was set up with"
             )
 
+    def require_point(self, working_point: str) -> None:
+        """Raise UnavailableError where the server has no such working point."""
+        if working_point not in self.working_points:
+            raise UnavailableError(
+                f"{self.url} has no working point {working_point}, it has {', '.join(self.working_points)}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepStatistics:
-    """The server's own account of one step, since its start.
+    """The server's own account of one step, since its start; working points may share the step.
 
     Attributes
     ----------
@@ -225,6 +242,9 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             url=url,
             server_version=metadata.version,
             model=config.name,
+            working_point=values["working_point"],
+            working_points=tuple(values["working_points"].split()),
+            metrics=json.loads(values["metrics"]),
             contract_version=int(values["contract_version"]),
             card_name=values["card_name"],
             card_sha256=values["card_sha256"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
-from tritrack.stages.contract import STAGES
+from tritrack.stages.contract import SERVED_STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ ENLARGE = "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /de
 
 
 def shared_memory_at_limits(card: ModelCard) -> int:
-    """Return the bytes of shared memory that one event at the card's limits takes in the five steps."""
+    """Return the bytes of shared memory that one event at the card's limits takes on its way."""
     sizes = {
         "n_hits": card.limits.max_hits,
         "n_columns": len(card.columns),
@@ -35,8 +35,8 @@ def shared_memory_at_limits(card: ModelCard) -> int:
     }
     return sum(
         spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
-        for stage in STAGES
-        for spec in (*stage.inputs, *stage.outputs)
+        for step in SERVED_STEPS
+        for spec in (*step.inputs, *step.outputs)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
@@ -15,15 +15,26 @@ if TYPE_CHECKING:
 
 CARD_FILE = "card.json"
 
+ENSEMBLE = "track_finder"
+"""Name of what a server answers with: HITS in, TRACK_LABEL out, at the default working point."""
+
 
 def engine_file(stage: str) -> str:
     """Name of the file that a stage's network is exported to; it lies beside the card."""
     return f"{stage}.onnx"
 
 
-WorkingPointName = Literal["fast", "balanced", "best"]
 GraphMethod = Literal["radius", "knn"]
 LabellingMethod = Literal["components", "walkthrough"]
+WorkingPointName = Literal["fast", "balanced", "best"]
+
+WORKING_POINTS: tuple[WorkingPointName, ...] = get_args(WorkingPointName)
+"""The names, from the least time to the most tracks."""
+
+
+def ensemble_name(working_point: WorkingPointName | None, *, ensemble: str = ENSEMBLE) -> str:
+    """Name of what a server answers with at one working point; None is the default one."""
+    return ensemble if working_point is None else f"{ensemble}_{working_point}"
 
 
 class CardError(ValueError):
@@ -75,7 +86,7 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """Working point of the chain.
+    """What the chain keeps on its way.
 
     Attributes
     ----------
@@ -104,14 +115,14 @@ class Cuts:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkingPoint:
-    """One choice between efficiency and time.
+    """Cuts, and what they give: efficiency is bought with time.
 
     Attributes
     ----------
     cuts
         The cuts.
     metrics
-        What they give on validation events, by the name of the set and of the quantity.
+        Physics and sizes on validation events, by name, for each set of events ("pileup 200"); may be empty.
     """
 
     cuts: Cuts
@@ -183,12 +194,14 @@ class ModelCard:
         Version of the tensor contract that the model speaks.
     columns
         Columns of HITS, in order, with their units.
-    networks, cuts, limits
+    networks, limits
         See the classes.
+    working_points
+        By name, one at least.
+    default
+        The one that is used where none is named.
     training
         None for weights that were not trained (tests).
-    metrics
-        Physics on events that nothing was trained or chosen on, by name.
     sha256
         Hash of each weights file, by file name.
     """
@@ -212,6 +225,20 @@ class ModelCard:
         """sha256 of the canonical JSON: names this card on a server."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
+    @property
+    def points(self) -> tuple[WorkingPointName, ...]:
+        """Names of the working points there, in the order of ``WORKING_POINTS``."""
+        return tuple(name for name in WORKING_POINTS if name in self.working_points)
+
+    def point(self, name: WorkingPointName | None = None) -> WorkingPoint:
+        """Return a working point, the default one where none is named (raises CardError)."""
+        point = self.working_points.get(name or self.default)
+        if point is None:
+            raise CardError(
+                f"model {self.name}: has no working point {name}, it has {', '.join(self.points)}"
+            )
+        return point
+
 
 def read_card(folder: Path) -> ModelCard:
     """Read the card of a folder of weights or engines.
@@ -219,7 +246,8 @@ def read_card(folder: Path) -> ModelCard:
     Raises
     ------
     CardError
-        Where there is no card, it does not parse, or it speaks another version of the contract.
+        Where there is no card, it does not parse, it lacks its default working point, or it speaks another
+        version of the contract.
     """
     path = folder / CARD_FILE
     try:
@@ -232,4 +260,7 @@ def read_card(folder: Path) -> ModelCard:
         raise CardError(
             f"{path}: speaks contract version {card.contract_version}, this tritrack {CONTRACT_VERSION}"
         )
+    if card.default not in card.working_points:
+        there = ", ".join(card.points) or "none"
+        raise CardError(f"{path}: default is {card.default}, but the working points there are: {there}")
     return card

@@ -136,6 +136,14 @@ LABELLING_STAGE = StageSpec(name="labelling", inputs=(HITS, EDGE_INDEX, EDGE_SCO
 STAGES = (EMBEDDING_STAGE, GRAPH_STAGE, FILTER_STAGE, GNN_STAGE, LABELLING_STAGE)
 """The chain, in order."""
 
+SCORE_STEP = StageSpec(
+    name="filter", inputs=FILTER_STAGE.inputs, engine=FILTER_STAGE.engine, outputs=FILTER_STAGE.engine
+)
+CUT_STEP = StageSpec(name="cut", inputs=(EDGE_INDEX, PAIR_SCORE), outputs=(EDGE_INDEX,))
+
+SERVED_STEPS = (EMBEDDING_STAGE, GRAPH_STAGE, SCORE_STEP, CUT_STEP, GNN_STAGE, LABELLING_STAGE)
+"""The chain as a server runs it: the filter's network apart from its cut, so that several cuts share it."""
+
 
 def check_tensor(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]) -> dict[str, int]:
     """Check one array against its specification.

@@ -10,8 +10,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
-from tritrack.stages.card import CardError
-from tritrack.stages.contract import FILTER_STAGE
+from tritrack.stages.card import CardError, engine_file
+from tritrack.stages.contract import PAIR_SCORE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         # The arena keeps the largest buffer of every shape it ever saw; events differ in shape. The filter
         # runs on pieces of one size: there it saves half of the time.
-        options.enable_cpu_mem_arena = spec is FILTER_STAGE
+        options.enable_cpu_mem_arena = PAIR_SCORE in spec.engine
         self._inputs = [tensor.name for tensor in spec.inputs]
         try:
             self._session = onnxruntime.InferenceSession(
@@ -65,3 +65,11 @@ class OnnxEngine:
         """Run the network once."""
         output: NDArray[np.float32] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))[0]
         return output
+
+
+def load_engine(spec: StageSpec, folder: Path, *, threads: int) -> OnnxEngine:
+    """Load a stage's network from a folder of engines (raises CardError)."""
+    path = folder / engine_file(spec.name)
+    if not path.exists():
+        raise CardError(f"{path}: no engine there")
+    return OnnxEngine(path, spec=spec, threads=threads)

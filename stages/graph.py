@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import faiss
 import numba
 import numpy as np
 
@@ -114,6 +113,8 @@ def knn_graph(
     ContractError
         Where there are more than ``max_pairs`` pairs.
     """
+    import faiss  # here: the radius search does without
+
     n_hits, dim = embedding.shape
     if n_hits < 2:
         return np.empty((2, 0), dtype=np.int32)

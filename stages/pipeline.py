@@ -5,36 +5,74 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tritrack.stages.card import read_card
 from tritrack.stages.contract import HITS, STAGES, TRACK_LABEL
-from tritrack.stages.stage import Stage, load_stage
+from tritrack.stages.engine import load_engine
+from tritrack.stages.stage import Stage, set_compiled_threads, stage_function
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from tritrack.stages.card import ModelCard, WorkingPointName
+    from tritrack.stages.engine import Engine
+
     StageHook = Callable[[str, dict[str, NDArray[Any]], float], None]
 
 
 class Pipeline:
-    """The five stages, one after the other.
+    """The five stages, one after the other, at one working point.
 
     Parameters
     ----------
-    stages
-        The stages in the contract's order.
+    card
+        Cuts and limits.
+    engines
+        The networks, by stage.
+    working_point
+        Whose cuts are taken; None for the card's default.
+
+    Raises
+    ------
+    CardError
+        Where the card has no such working point.
     """
 
-    def __init__(self, stages: Iterable[Stage]) -> None:
-        self.stages = tuple(stages)
-        self.card = self.stages[0].card
+    def __init__(
+        self,
+        *,
+        card: ModelCard,
+        engines: Mapping[str, Engine],
+        working_point: WorkingPointName | None = None,
+    ) -> None:
+        cuts = card.point(working_point).cuts
+        self.card = card
+        self.working_point = working_point or card.default
+        self.stages = tuple(
+            Stage(
+                spec,
+                card=card,
+                function=stage_function(spec, card=card, cuts=cuts, engine=engines.get(spec.name)),
+            )
+            for spec in STAGES
+        )
+        self._engines = engines
 
     @classmethod
-    def load(cls, engines: Path, *, threads: int) -> Pipeline:
+    def load(cls, engines: Path, *, threads: int, working_point: WorkingPointName | None = None) -> Pipeline:
         """Load the chain from a folder of engines (raises CardError)."""
-        return cls([load_stage(spec.name, engines, threads=threads) for spec in STAGES])
+        set_compiled_threads(threads)
+        card = read_card(engines)
+        card.point(working_point)  # a missing one shows before the engines are loaded
+        loaded = {spec.name: load_engine(spec, engines, threads=threads) for spec in STAGES if spec.engine}
+        return cls(card=card, engines=loaded, working_point=working_point)
+
+    def at(self, working_point: WorkingPointName | None) -> Pipeline:
+        """Return the chain at another working point of its card, with the same networks (raises CardError)."""
+        return Pipeline(card=self.card, engines=self._engines, working_point=working_point)
 
     def find(self, hits: NDArray[np.float32], *, on_stage: StageHook | None = None) -> NDArray[np.int64]:
         """Find the tracks of one event.

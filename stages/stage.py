@@ -5,25 +5,28 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
-from tritrack.stages.card import CardError, ModelCard, engine_file, read_card
+from tritrack.stages.card import CardError, ModelCard, read_card
 from tritrack.stages.contract import (
+    CUT_STEP,
     EDGE_INDEX,
     EMBEDDING,
     FILTER_STAGE,
+    GRAPH_STAGE,
     HITS,
+    LABELLING_STAGE,
+    PAIR_SCORE,
     STAGES,
     ContractError,
     StageSpec,
     check_hits,
     check_tensor,
 )
-from tritrack.stages.engine import Engine, OnnxEngine
 from tritrack.stages.filtering import score_pairs, select_edges
-from tritrack.stages.graph import knn_graph, radius_graph
-from tritrack.stages.labelling import LABELLINGS
+
+# numba, FAISS and ONNX Runtime are imported where they are used: each step of a server is a process of its own,
+# and most steps weigh less than these libraries.
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,18 +34,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tritrack.stages.card import Cuts, WorkingPointName
+    from tritrack.stages.engine import Engine
+
     Tensors = Mapping[str, NDArray[Any]]
 
 
 class Stage:
-    """One stage with its model card: tensors in, tensors out, checked against the contract.
+    """One stage, or a step of one, with its model card: tensors in, tensors out, checked against the contract.
 
     Parameters
     ----------
     spec
-        Which stage.
+        Which stage or step.
     card
-        Cuts and limits.
+        Sizes and limits.
     function
         The inputs of the specification, in order -> its output.
     """
@@ -74,7 +80,13 @@ class Stage:
             limits = self.card.limits
             check_hits(inputs[HITS], n_columns=sizes["n_columns"], max_hits=limits.max_hits)
         edges = inputs.get(EDGE_INDEX)
-        if edges is not None and edges.size and not (edges.min() >= 0 and edges.max() < sizes["n_hits"]):
+        # The filter's cut takes no hits, and reads nothing at the edges' indices.
+        if (
+            edges is not None
+            and edges.size
+            and "n_hits" in sizes
+            and not (edges.min() >= 0 and edges.max() < sizes["n_hits"])
+        ):
             raise ContractError(
                 f"EDGE_INDEX: holds {edges.min()} to {edges.max()}, but there are {sizes['n_hits']} hits"
             )
@@ -85,35 +97,44 @@ class Stage:
             )
 
 
-def stage_function(spec: StageSpec, *, card: ModelCard, engine: Engine | None) -> Callable[..., NDArray[Any]]:
+def stage_function(
+    spec: StageSpec, *, card: ModelCard, cuts: Cuts, engine: Engine | None
+) -> Callable[..., NDArray[Any]]:
     """Return what a stage computes, without checks.
 
     Parameters
     ----------
     spec
-        Which stage.
+        Which stage, or step of one.
     card
-        Cuts and limits.
+        Sizes and limits.
+    cuts
+        Those of a working point; a network alone uses none.
     engine
         The stage's network; None for a stage without one.
     """
-    cuts, limits = card.cuts, card.limits
-    if spec.name == "graph":
+    limits = card.limits
+    if spec is GRAPH_STAGE:
+        from tritrack.stages.graph import knn_graph, radius_graph
+
         search = partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph
         return partial(search, radius=cuts.radius, windows=cuts.windows, max_pairs=limits.max_pairs)
-    if spec.name == "labelling":
+    if spec is LABELLING_STAGE:
+        from tritrack.stages.labelling import LABELLINGS
+
         return partial(LABELLINGS[cuts.labelling], cut=cuts.gnn_cut)
+    select = partial(select_edges, cut=cuts.filter_cut, max_edges=limits.max_edges)
+    if spec is CUT_STEP:
+        return select
     if engine is None:
         raise CardError(f"stage {spec.name} needs an engine")
     network = partial(_run_network, engine, spec, card)
-    if spec is not FILTER_STAGE:
+    if PAIR_SCORE not in spec.engine:
         return network
-
-    def run_filter(hits: NDArray[np.float32], edge_index: NDArray[np.int32]) -> NDArray[np.int32]:
-        scores = score_pairs(network, hits, edge_index)
-        return select_edges(edge_index, scores, cut=cuts.filter_cut, max_edges=limits.max_edges)
-
-    return run_filter
+    score = partial(score_pairs, network)
+    if spec is not FILTER_STAGE:
+        return score
+    return lambda hits, edge_index: select(edge_index, score(hits, edge_index))
 
 
 def _run_network(
@@ -128,30 +149,41 @@ def _run_network(
     return engine(*inputs)
 
 
-def load_stage(name: str, folder: Path, *, threads: int) -> Stage:
+def load_stage(
+    spec: StageSpec, folder: Path, *, threads: int, working_point: WorkingPointName | None = None
+) -> Stage:
     """Load a stage from a folder with the model card and, for a stage with a network, ``NAME.onnx``.
 
     Parameters
     ----------
-    name
-        Name of the stage.
+    spec
+        Which stage, or step of one.
     folder
         A folder of engines, or a version folder of a model in the server's repository.
     threads
         Threads of the engine, and of the compiled loops.
+    working_point
+        Whose cuts it takes; None for the card's default.
 
     Raises
     ------
     CardError
-        Where the card or the engine file is missing or does not fit.
+        Where the card, the engine file or the working point is missing or does not fit.
     """
-    spec = next(spec for spec in STAGES if spec.name == name)
     card = read_card(folder)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    cuts = card.point(working_point).cuts
+    if spec in (GRAPH_STAGE, LABELLING_STAGE):
+        set_compiled_threads(threads)
     engine = None
     if spec.engine:
-        path = folder / engine_file(name)
-        if not path.exists():
-            raise CardError(f"{path}: no engine there")
-        engine = OnnxEngine(path, spec=spec, threads=threads)
-    return Stage(spec, card=card, function=stage_function(spec, card=card, engine=engine))
+        from tritrack.stages.engine import load_engine
+
+        engine = load_engine(spec, folder, threads=threads)
+    return Stage(spec, card=card, function=stage_function(spec, card=card, cuts=cuts, engine=engine))
+
+
+def set_compiled_threads(threads: int) -> None:
+    """Set the threads of the compiled loops in this process."""
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,19 +42,28 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     filter_cut = float(np.median(pair_scores(networks["filter"], hits, pairs)))
     pairs = filtered_pairs(networks["filter"], hits, pairs, cut=filter_cut)
     gnn_cut = float(np.median(run_network(networks["gnn"], hits, pairs)))
+    balanced = Cuts(
+        graph="radius",
+        radius=radius,
+        windows=windows,
+        k=10,
+        filter_cut=filter_cut,
+        gnn_cut=gnn_cut,
+        labelling="walkthrough",
+    )
+    # fast has the graph of balanced, best its filter's cut.
+    points = {
+        "fast": replace(balanced, filter_cut=filter_cut + 0.01, labelling="components"),
+        "balanced": balanced,
+        "best": replace(balanced, radius=1.2 * radius, gnn_cut=gnn_cut - 0.01),
+    }
+    metrics = {"drawn": {"efficiency": 0.5}}
     card = ModelCard(
         name="small",
         networks=sizes,
-        cuts=Cuts(
-            graph="radius",
-            radius=radius,
-            k=10,
-            filter_cut=filter_cut,
-            gnn_cut=gnn_cut,
-            labelling="walkthrough",
-        ),
+        working_points={name: WorkingPoint(cuts=cuts, metrics=metrics) for name, cuts in points.items()},
+        default="balanced",
         limits=Limits(max_hits=5000, max_pairs=20_000, max_edges=15_000),
-        metrics={},
         sha256={},
     )
     folder = tmp_path_factory.mktemp("weights")

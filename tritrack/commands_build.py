@@ -160,7 +160,7 @@ def tune(
     from tritrack.training.working_point import choose_working_points
 
     card, networks = load_weights(weights)
-    windows = card.working_points[card.default].cuts.windows
+    windows = card.point().cuts.windows
     windows = replace(
         windows,
         max_z0=windows.max_z0 if max_z0 is None else max_z0,

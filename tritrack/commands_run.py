@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, ServerStartError
+from tritrack.stages.card import WorkingPointName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -91,6 +92,10 @@ def find(
     local: Annotated[
         bool, typer.Option("--local", help="Run the same chain in process, without a server.")
     ] = False,
+    working_point: Annotated[
+        WorkingPointName | None,
+        typer.Option(help="What to trade: time for efficiency; the model's default if not given."),
+    ] = None,
     engines: Annotated[Path, typer.Option(help="Folder of engines, for --local.")] = Path("build/engines"),
     threads: Annotated[int, typer.Option(min=1, help="Threads of the chain, for --local.")] = 2,
     timeout: Annotated[
@@ -112,9 +117,11 @@ def find(
     source, sent = itertools.tee(read_all(events))
     with write_tracks(out) as writer:
         results = (
-            _find_local(source, engines=engines, threads=threads)
+            _find_local(source, engines=engines, threads=threads, working_point=working_point)
             if url is None
-            else _find_remote(source, url=url, timeout=timeout, in_flight=in_flight)
+            else _find_remote(
+                source, url=url, timeout=timeout, in_flight=in_flight, working_point=working_point
+            )
         )
         for event, labels in zip(sent, results, strict=True):
             if isinstance(labels, EventRefusedError):
@@ -180,10 +187,22 @@ def info(
         print(json.dumps(facts, indent=2))
         return
     table = Table(show_header=False, box=None)
-    for key, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    for key, text in _rows("", facts):
         table.add_row(key, Text(text, overflow="fold"))
     console.print(table)
+
+
+def _rows(name: str, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a row for each dictionary of values; those inside another one carry its name."""
+    values = {key: fact for key, fact in facts.items() if not isinstance(fact, dict)}
+    texts = {key: f"{fact:.6g}" if isinstance(fact, float) else str(fact) for key, fact in values.items()}
+    if name and texts:
+        yield name, ", ".join(f"{key} {text}" for key, text in texts.items())
+    for key, fact in facts.items():
+        if isinstance(fact, dict):
+            yield from _rows(f"{name}, {key}" if name else key, fact)
+        elif not name:
+            yield key, texts[key]
 
 
 def rates_table(report: Report) -> Table:
@@ -202,16 +221,25 @@ def rates_table(report: Report) -> Table:
     return table
 
 
-def _find_remote(events: Iterable[Event], *, url: str, timeout: float, in_flight: int) -> Iterator[Found]:
-    with TrackFinder(url, timeout=timeout) as finder:
+def _find_remote(
+    events: Iterable[Event],
+    *,
+    url: str,
+    timeout: float,
+    in_flight: int,
+    working_point: WorkingPointName | None,
+) -> Iterator[Found]:
+    with TrackFinder(url, working_point=working_point, timeout=timeout) as finder:
         yield from finder.find_many(events, in_flight=in_flight, return_refusals=True)
 
 
-def _find_local(events: Iterable[Event], *, engines: Path, threads: int) -> Iterator[Found]:
+def _find_local(
+    events: Iterable[Event], *, engines: Path, threads: int, working_point: WorkingPointName | None
+) -> Iterator[Found]:
     from tritrack.stages.contract import ContractError
     from tritrack.stages.pipeline import Pipeline
 
-    pipeline = Pipeline.load(engines, threads=threads)
+    pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
     for event in events:
         try:
             yield pipeline.find(event.hits)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import ServerStartError
@@ -14,6 +15,8 @@ from tritrack.stages.contract import CONTRACT_VERSION, STAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tritrack.stages.card import WorkingPointName
 
 LIBRARIES = (
     "numpy", "pyarrow", "tritonclient", "onnxruntime", "faiss-cpu", "numba", "torch", "nvidia-pytriton",
@@ -39,11 +42,18 @@ def describe_server(url: str) -> dict[str, Any]:
     """Return what a server serves and whether this client fits it (raises ServiceError)."""
     with TrackFinder(url) as finder:
         info = finder.server_info()
+    points = {}
+    for name in info.working_points:
+        with TrackFinder(url, working_point=cast("WorkingPointName", name)) as finder:
+            point = finder.server_info()
+        points[name] = {"model": point.model, "metrics": point.metrics}
     return {
         "server": info.url,
         "server version": info.server_version,
         "server model": info.model,
         "server steps": ", ".join(info.steps),
+        "server default working point": info.working_point,
+        "server working points": points,
         "server contract version": info.contract_version,
         "server card": info.card_name,
         "server card sha256": info.card_sha256,
@@ -83,19 +93,13 @@ def _engines(folder: Path) -> dict[str, Any]:
     except CardError as error:
         return {str(folder): str(error)}
     files = [file for spec in STAGES if (folder / (file := engine_file(spec.name))).exists()]
-    cuts, limits = card.cuts, card.limits
     return {
         "folder": str(folder),
         "card": card.name,
         "sha256": card.hash,
         "files": " ".join(files),
         "columns": " ".join(card.columns),
-        "graph": cuts.graph,
-        "radius": round(cuts.radius, 4),
-        "filter_cut": round(cuts.filter_cut, 5),
-        "gnn_cut": cuts.gnn_cut,
-        "labelling": cuts.labelling,
-        "max_hits": limits.max_hits,
-        "max_pairs": limits.max_pairs,
-        "max_edges": limits.max_edges,
+        **asdict(card.limits),
+        "default": card.default,
+        "working points": {name: asdict(card.point(name)) for name in card.points},
     }

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import os
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,40 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import ENSEMBLE, plan_steps
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
-from tritrack.stages.contract import CONTRACT_VERSION, HITS, STAGES, TRACK_LABEL
+from tritrack.ensemble_repo.plan import CUTS_OF_STEP, plan_chain, plan_steps
+from tritrack.stages.card import (
+    ENSEMBLE,
+    Cuts,
+    Limits,
+    ModelCard,
+    Networks,
+    Windows,
+    WorkingPoint,
+    ensemble_name,
+)
+from tritrack.stages.contract import CONTRACT_VERSION, HITS, SERVED_STEPS, STAGES, TRACK_LABEL
 
 REFERENCE = Path(__file__).parent / "reference"
 UPDATE = "TRITRACK_UPDATE_REFERENCE"
 
+WINDOWS = Windows(max_z0=200.0, max_curvature=1.8e-3, overlap=15.0)
+CUTS = Cuts(
+    graph="radius", radius=0.5, windows=WINDOWS, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"
+)
 CARD = ModelCard(
     name="reference",
     networks=Networks(),
-    cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
+    # fast has the filter's cut of balanced, best its graph.
+    working_points={
+        "fast": WorkingPoint(cuts=replace(CUTS, radius=0.3, labelling="walkthrough"), metrics={}),
+        "balanced": WorkingPoint(cuts=CUTS, metrics={"pileup 200": {"efficiency": 0.9, "n_edges": 5e5}}),
+        "best": WorkingPoint(cuts=replace(CUTS, filter_cut=0.05, gnn_cut=0.4), metrics={}),
+    },
+    default="balanced",
     limits=Limits(max_hits=200_000, max_pairs=5_000_000, max_edges=1_000_000),
-    metrics={},
     sha256={},
 )
+ENSEMBLES = {ensemble_name(point): point for point in CARD.points} | {ENSEMBLE: CARD.default}
 COMBINATIONS = list(itertools.product(["embedded", "container"], ["cpu", "gpu"]))
 
 
@@ -67,11 +88,10 @@ def test_configurations_are_the_reference(server: str, device: str) -> None:
 def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> None:
     sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8}
     texts = rendered(server, device)
-    steps = plan_steps(server)
-    assert list(texts) == [*(step.name for step in steps), ENSEMBLE]
-    wanted = {step.name: (step.inputs, step.outputs) for step in steps} | {
-        ENSEMBLE: ((HITS,), (TRACK_LABEL,))
-    }
+    steps = plan_steps(CARD, server)
+    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES]
+    wanted = {step.name: (step.inputs, step.outputs) for step in steps}
+    wanted |= dict.fromkeys(ENSEMBLES, ((HITS,), (TRACK_LABEL,)))
     for name, text in texts.items():
         assert re.search(r"^max_batch_size: 0$", text, re.MULTILINE)
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -84,10 +104,11 @@ def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> 
                 assert list(tensor.dims) == [sizes.get(dim, dim) for dim in spec.dims]
 
 
+@pytest.mark.parametrize("name", ENSEMBLES)
 @pytest.mark.parametrize(("server", "device"), COMBINATIONS)
-def test_the_ensemble_is_wired(server: Any, device: Any) -> None:
+def test_the_ensemble_is_wired(server: Any, device: Any, name: str) -> None:
     configs = model_configs(card=CARD, server=server, device=device, threads=2)
-    ensemble = configs[ENSEMBLE]
+    ensemble = configs[name]
     known = {HITS.name}
     for step in ensemble.ensemble_scheduling.step:
         config = configs[step.model_name]
@@ -98,10 +119,9 @@ def test_the_ensemble_is_wired(server: Any, device: Any) -> None:
         known |= set(step.output_map.values())
     assert TRACK_LABEL.name in known
     # What sees HITS first checks them, and what follows the filter sees the surviving pairs.
-    by_name = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
-    filtered = {"embedded": "filter_EDGE_INDEX", "container": "cut_EDGE_INDEX"}[server]
-    assert by_name["gnn"].input_map["EDGE_INDEX"] == filtered
-    assert by_name["labelling"].input_map["EDGE_INDEX"] == filtered
+    by_name = {step.model_name.split("_")[0]: step for step in ensemble.ensemble_scheduling.step}
+    assert by_name["gnn"].input_map["EDGE_INDEX"] == "cut_EDGE_INDEX"
+    assert by_name["labelling"].input_map["EDGE_INDEX"] == "cut_EDGE_INDEX"
     assert by_name["filter"].input_map["EDGE_INDEX"] == "EDGE_INDEX"
     checked = {"embedded": "HITS", "container": "entry_HITS"}[server]
     assert {by_name[stage.name].input_map["HITS"] for stage in STAGES} == {checked}
@@ -110,7 +130,7 @@ def test_the_ensemble_is_wired(server: Any, device: Any) -> None:
 @pytest.mark.parametrize(("server", "device"), COMBINATIONS)
 def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
     configs = model_configs(card=CARD, server=server, device=device, threads=3)
-    for step in plan_steps(server):
+    for step in plan_steps(CARD, server):
         config = configs[step.name]
         values = {key: value.string_value for key, value in config.parameters.items()}
         kind = model_config_pb2.ModelInstanceGroup.Kind.Name(config.instance_group[0].kind)
@@ -119,17 +139,43 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
             assert values["card_sha256"] == CARD.hash
             assert values["contract_version"] == str(CONTRACT_VERSION)
             assert values["threads"] == "3"
+            assert values["computes"] == step.computes
+            assert values.get("working_point") == step.working_point
             assert (values.get("FORCE_CPU_ONLY_INPUT_TENSORS") == "no") == (device == "gpu")
         else:
             assert values["intra_op_thread_count"] == "3"
             assert config.default_model_filename == f"{step.name}.onnx"
-    values = {key: value.string_value for key, value in configs[ENSEMBLE].parameters.items()}
-    assert [values[name] for name in ("max_hits", "max_pairs", "max_edges")] == [
-        "200000",
-        "5000000",
-        "1000000",
+    for name, point in ENSEMBLES.items():
+        values = {key: value.string_value for key, value in configs[name].parameters.items()}
+        limits = [values[name] for name in ("max_hits", "max_pairs", "max_edges")]
+        assert limits == ["200000", "5000000", "1000000"]
+        assert values["card_sha256"] == CARD.hash
+        assert values["working_point"] == point
+        assert values["working_points"] == "fast balanced best"
+        assert json.loads(values["metrics"]) == CARD.point(point).metrics
+
+
+@pytest.mark.parametrize(("server", "first"), [("embedded", []), ("container", ["entry"])])
+def test_points_share_the_networks_and_equal_steps(server: Any, first: list[str]) -> None:
+    chains = {point: [step.name for step in plan_chain(CARD, server, point)] for point in CARD.points}
+    assert chains == {
+        "fast": [*first, "embedding", "graph_fast", "filter", "cut_fast", "gnn", "labelling_fast"],
+        "balanced": [
+            *(*first, "embedding", "graph_balanced", "filter"),
+            *("cut_fast", "gnn", "labelling_balanced"),
+        ],
+        "best": [*first, "embedding", "graph_balanced", "filter", "cut_best", "gnn", "labelling_best"],
+    }
+    steps = plan_steps(CARD, server)
+    assert [step.name for step in steps] == [
+        *(*first, "embedding", "graph_fast", "graph_balanced", "filter", "cut_fast", "cut_best", "gnn"),
+        *("labelling_fast", "labelling_balanced", "labelling_best"),
     ]
-    assert values["card_sha256"] == CARD.hash
+
+
+def test_every_cut_belongs_to_one_step() -> None:
+    assert sorted(sum(CUTS_OF_STEP.values(), ())) == sorted(field.name for field in fields(Cuts))
+    assert set(CUTS_OF_STEP) <= {spec.name for spec in SERVED_STEPS}
 
 
 def test_a_batch_size_is_refused() -> None:

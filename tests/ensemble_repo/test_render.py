@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from tritrack.ensemble_repo.config import model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, ENSEMBLE, plan_steps
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_steps
 from tritrack.ensemble_repo.render import RepositoryError, render_repository
 from tritrack.ensemble_repo.steps import load_step
-from tritrack.stages.card import CardError, read_card
-from tritrack.stages.contract import HITS, STAGES, TRACK_LABEL, ContractError
+from tritrack.stages.card import ENSEMBLE, CardError, ensemble_name, read_card
+from tritrack.stages.contract import HITS, SERVED_STEPS, TRACK_LABEL, ContractError
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.pipeline import Pipeline
 
@@ -36,28 +36,31 @@ def draw_hits(n_hits: int, *, seed: int) -> np.ndarray:
 def test_a_repository_holds_what_each_step_needs(small_engines: Path, tmp_path: Path, server: Any) -> None:
     out = tmp_path / "repository"
     render(small_engines, out, server=server)
-    steps = plan_steps(server)
-    assert {path.name for path in out.iterdir()} == {ENSEMBLE, *(step.name for step in steps)}
-    assert (out / ENSEMBLE / "1").is_dir()
+    card = read_card(small_engines)
+    steps, ensembles = plan_steps(card, server), {ENSEMBLE, *map(ensemble_name, card.points)}
+    assert {path.name for path in out.iterdir()} == ensembles | {step.name for step in steps}
+    assert all((out / ensemble / "1").is_dir() for ensemble in ensembles)
     for step in steps:
         assert {path.name for path in (out / step.name / "1").iterdir()} == set(step.files)
         for file in set(step.files) - {ADAPTER_FILE}:
             assert (out / step.name / "1" / file).read_bytes() == (small_engines / file).read_bytes()
 
 
-@pytest.mark.parametrize("n_hits", [0, 1, 2, 300])
+@pytest.mark.parametrize("n_hits", [0, 1, 2, 300, 3000])
+@pytest.mark.parametrize("working_point", [None, "fast", "balanced", "best"])
 @pytest.mark.parametrize("server", ["embedded", "container"])
 def test_every_plan_finds_the_chains_tracks(
-    small_engines: Path, tmp_path: Path, server: Any, n_hits: int
+    small_engines: Path, tmp_path: Path, server: Any, working_point: Any, n_hits: int
 ) -> None:
     """Walk the ensemble's maps in process: the steps' functions, and the engines as a native backend runs them."""
     render(small_engines, tmp_path / "repository", server=server)
     card = read_card(small_engines)
-    specs = {stage.name: stage for stage in STAGES}
-    native = {step.name for step in plan_steps(server) if step.backend != "python"}
+    specs = {spec.name: spec for spec in SERVED_STEPS}
+    native = {step.name for step in plan_steps(card, server) if step.backend != "python"}
     hits = draw_hits(n_hits, seed=n_hits)
     tensors = {HITS.name: hits}
-    ensemble = model_configs(card=card, server=server, device="cpu", threads=2)[ENSEMBLE]
+    configs = model_configs(card=card, server=server, device="cpu", threads=2)
+    ensemble = configs[ensemble_name(working_point)]
     for step in ensemble.ensemble_scheduling.step:
         folder = tmp_path / "repository" / step.model_name / "1"
         inputs = {name: tensors[source] for name, source in step.input_map.items()}
@@ -66,9 +69,11 @@ def test_every_plan_finds_the_chains_tracks(
             engine = OnnxEngine(folder / f"{spec.name}.onnx", spec=spec, threads=2)
             outputs = {spec.engine[0].name: engine(*(inputs[tensor.name] for tensor in spec.inputs))}
         else:
-            outputs = load_step(step.model_name, folder, threads=2)(inputs)
+            values = {key: v.string_value for key, v in configs[step.model_name].parameters.items()}
+            point: Any = values.get("working_point")
+            outputs = load_step(values["computes"], folder, threads=2, working_point=point)(inputs)
         tensors |= {target: outputs[name] for name, target in step.output_map.items()}
-    expected = Pipeline.load(small_engines, threads=2).find(hits)
+    expected = Pipeline.load(small_engines, threads=2, working_point=working_point).find(hits)
     np.testing.assert_array_equal(tensors[TRACK_LABEL.name], expected)
 
 
@@ -87,7 +92,7 @@ def test_the_entry_step_checks_the_hits(small_engines: Path, hits: np.ndarray, s
 
 
 def test_the_cut_step_wants_a_score_per_pair(small_engines: Path) -> None:
-    step = load_step("cut", small_engines, threads=1)
+    step = load_step("cut", small_engines, threads=1, working_point="balanced")
     edges = np.array([[0, 1, 2], [1, 2, 3]], dtype=np.int32)
     kept = step({"EDGE_INDEX": edges, "PAIR_SCORE": np.array([0.9, 0.1, 0.4], dtype=np.float32)})
     np.testing.assert_array_equal(kept["EDGE_INDEX"], edges[:, [0, 2]])  # the card's filter_cut is 0.4
@@ -99,7 +104,7 @@ def test_an_earlier_repository_is_replaced(small_engines: Path, tmp_path: Path) 
     out = tmp_path / "repository"
     render(small_engines, out, server="container")
     render(small_engines, out, server="embedded")
-    assert not (out / "cut").exists()
+    assert not (out / "entry").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
 
 

@@ -39,7 +39,10 @@ def test_cases_hold_the_awkward_ones():
 def test_engine_passes_with_room(small_engines, small_weights, spec):
     card, networks = load_weights(small_weights)
     engine = OnnxEngine(small_engines / f"{spec.name}.onnx", spec=spec, threads=2)
-    cases = [*CASES, *event_cases([drawn_event(2500)], networks=networks, card=card)]
+    cases = [
+        *CASES,
+        *event_cases([drawn_event(2500)], networks=networks, cuts=card.point().cuts, limits=card.limits),
+    ]
     results = gate_network(engine, spec=spec, network=networks[spec.name], cases=cases)
     assert [result.case for result in results] == [case.name for case in cases]
     assert all(0.0 <= result.deviation <= 0.25 * result.tolerance for result in results)
@@ -83,28 +86,42 @@ def test_a_broken_engine_fails(small_weights, output):
 
 def test_graph_passes(small_weights):
     card, networks = load_weights(small_weights)
-    cases = [*CASES, *event_cases([drawn_event(2500)], networks=networks, card=card)]
-    require(gate_graph(network=networks["embedding"], card=card, cases=cases))
+    cases = [
+        *CASES,
+        *event_cases([drawn_event(2500)], networks=networks, cuts=card.point().cuts, limits=card.limits),
+    ]
+    require(
+        gate_graph(
+            network=networks["embedding"],
+            radius=card.point().cuts.radius,
+            windows=card.point().cuts.windows,
+            cases=cases,
+        )
+    )
 
 
 def test_a_graph_that_loses_a_pair_fails(small_weights, monkeypatch):
     whole = gates.radius_graph
     monkeypatch.setattr(gates, "radius_graph", lambda *a, **k: whole(*a, **k)[:, 1:])
     card, networks = load_weights(small_weights)
-    results = gate_graph(network=networks["embedding"], card=card, cases=CASES)
+    results = gate_graph(
+        network=networks["embedding"],
+        radius=card.point().cuts.radius,
+        windows=card.point().cuts.windows,
+        cases=CASES,
+    )
     with pytest.raises(GateError, match=r"^graph: deviates by 1 from its reference"):
         require(results)
 
 
-def test_labelling_passes(small_weights):
-    card, _ = load_weights(small_weights)
-    results = gate_labelling(card=card)
+def test_labelling_passes():
+    results = gate_labelling(cut=0.4)
     require(results)
     assert {result.case.split(",")[0] for result in results} == {"components", "walkthrough"}
 
 
 @pytest.mark.parametrize("method", ["components", "walkthrough"])
-def test_a_labelling_that_loses_a_track_fails(small_weights, monkeypatch, method):
+def test_a_labelling_that_loses_a_track_fails(monkeypatch, method):
     whole = getattr(gates, method)
 
     def without_the_first(*args, **kwargs):
@@ -112,9 +129,8 @@ def test_a_labelling_that_loses_a_track_fails(small_weights, monkeypatch, method
         return np.where(labels == 0, -1, labels)
 
     monkeypatch.setattr(gates, method, without_the_first)
-    card, _ = load_weights(small_weights)
     with pytest.raises(GateError, match=rf"^labelling: .* on '{method}, "):
-        require(gate_labelling(card=card))
+        require(gate_labelling(cut=0.4))
 
 
 @pytest.mark.parametrize(("deviation", "passed"), [(0.0, True), (0.1, True), (0.11, False), (np.nan, False)])

@@ -22,7 +22,7 @@ from tritrack.service.installation import Installation, find_installation
 from tritrack.service.log import explain, port_taken
 from tritrack.service.protocol import retry_delays
 from tritrack.service.server import Ports, Server
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks
+from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,13 +98,19 @@ def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
     assert environment.items() <= os.environ.items()
 
 
+WINDOWS = Windows(max_z0=200.0, max_curvature=1.8e-3, overlap=15.0)
+CUTS = Cuts(
+    graph="radius", radius=0.5, windows=WINDOWS, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"
+)
+
+
 def served_card(folder: Path) -> ModelCard:
     card = ModelCard(
         name="large",
         networks=Networks(embedding_dim=8),
-        cuts=Cuts(graph="radius", radius=0.5, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"),
+        working_points={"fast": WorkingPoint(cuts=CUTS, metrics={})},
+        default="fast",
         limits=Limits(max_hits=1000, max_pairs=1_000_000, max_edges=1_000_000),
-        metrics={},
         sha256={},
     )
     for step in ("embedding", "graph"):
@@ -117,9 +123,9 @@ def test_shared_memory_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = served_card(tmp_path)
-    # EDGE_INDEX (8 bytes a pair) crosses five boundaries, the scores (4 bytes) two; HITS (12) five, EMBEDDING
+    # EDGE_INDEX (8 bytes a pair) crosses six boundaries, the scores (4 bytes) four; HITS (12) five, EMBEDDING
     # (32) two, TRACK_LABEL (8) one.
-    at_limits = 1_000_000 * (5 * 8 + 2 * 4) + 1000 * (5 * 12 + 2 * 32 + 8)
+    at_limits = 1_000_000 * (6 * 8 + 4 * 4) + 1000 * (5 * 12 + 2 * 32 + 8)
     assert repository.shared_memory_at_limits(card) == at_limits
     for free, complaints in ((1 << 30, 0), (20 << 20, 1)):
         caplog.clear()

@@ -13,15 +13,19 @@ from tritrack.events.event import Event
 from tritrack.service.aio import AsyncTrackFinder
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, MismatchError, UnavailableError
-from tritrack.stages.contract import CONTRACT_VERSION, NO_TRACK, STAGES
+from tritrack.stages.contract import CONTRACT_VERSION, NO_TRACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tritrack.service.server import Server
+    from tritrack.stages.card import WorkingPointName
     from tritrack.stages.pipeline import Pipeline
 
     HitsOf = Callable[..., np.ndarray]
+
+# Of the small model: balanced has the graph of fast, best its filter's cut.
+STEPS = ("embedding", "graph_fast", "filter", "cut_balanced", "gnn", "labelling_balanced")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,46 @@ def test_labels_equal_the_chains(finder: TrackFinder, chain: Pipeline, hits_of: 
         assert labels.tolist() == [NO_TRACK] * n_hits
     if n_hits >= 1000:
         assert labels.max() > 10  # the comparison means something
+
+
+@pytest.mark.parametrize("point", ["fast", "balanced", "best"])
+def test_labels_of_each_working_point_equal_the_chains(
+    server: Server, chain: Pipeline, hits_of: HitsOf, point: WorkingPointName
+) -> None:
+    events = [hits_of(n_hits, seed=n_hits) for n_hits in (0, 5, 1000, 2000)]
+    expected = [chain.at(point).find(hits) for hits in events]
+
+    async def twin() -> list[np.ndarray]:
+        async with AsyncTrackFinder(server.url, working_point=point) as finder:
+            return [labels async for labels in finder.find_many(events)]
+
+    with TrackFinder(server.url, working_point=point) as finder:
+        info = finder.server_info()
+        found = list(finder.find_many(events))
+    assert (info.working_point, info.model) == (point, f"track_finder_{point}")
+    assert info.metrics == chain.card.point(point).metrics
+    for labels, also, reference in zip(found, asyncio.run(twin()), expected, strict=True):
+        np.testing.assert_array_equal(labels, reference)
+        np.testing.assert_array_equal(also, reference)
+    if point != chain.working_point:
+        assert (expected[-1] != chain.find(events[-1])).any()  # the comparison means something
+
+
+def test_a_working_point_that_the_server_lacks(server: Server, hits_of: HitsOf) -> None:
+    quick: Any = "quick"
+    sentence = rf"^{server.url} has no working point quick, it has fast, balanced, best$"
+
+    async def twin() -> None:
+        async with AsyncTrackFinder(server.url, working_point=quick) as finder:
+            await finder.find(hits_of(3))
+
+    with (
+        TrackFinder(server.url, working_point=quick) as finder,
+        pytest.raises(UnavailableError, match=sentence),
+    ):
+        finder.find(hits_of(3))
+    with pytest.raises(UnavailableError, match=sentence):
+        asyncio.run(twin())
 
 
 def test_hits_at_one_place_and_isolated_hits(finder: TrackFinder, chain: Pipeline, hits_of: HitsOf) -> None:
@@ -122,7 +166,7 @@ def test_asyncio_finds_the_same(server: Server, chain: Pipeline, hits_of: HitsOf
     for event, labels in zip(events, found, strict=True):
         np.testing.assert_array_equal(labels, chain.find(event.hits))
     assert info.fits
-    assert len(statistics) == len(STAGES)
+    assert tuple(step.name for step in statistics) == STEPS
 
 
 def test_one_client_serves_several_threads(finder: TrackFinder, chain: Pipeline, hits_of: HitsOf) -> None:
@@ -194,7 +238,8 @@ def test_the_server_says_what_it_serves(finder: TrackFinder, chain: Pipeline, se
     assert info.fits
     assert (info.card_name, info.card_sha256) == (chain.card.name, chain.card.hash)
     assert (info.n_columns, info.max_hits, info.max_pairs, info.max_edges) == (3, 5000, 20_000, 15_000)
-    assert info.steps == tuple(stage.name for stage in STAGES)
+    assert info.steps == STEPS
+    assert (info.working_point, info.working_points) == ("balanced", ("fast", "balanced", "best"))
     assert info.url == server.url
     assert info.server_version
 
@@ -205,14 +250,14 @@ def test_the_server_counts_its_work(finder: TrackFinder, hits_of: HitsOf) -> Non
     with pytest.raises(EventRefusedError):
         finder.find(np.zeros((1000, 3), dtype=np.float32))
     after = finder.statistics()
-    assert [step.name for step in after] == [stage.name for stage in STAGES]
+    assert tuple(step.name for step in after) == STEPS
     counts = {new.name: new.count - old.count for old, new in zip(before, after, strict=True)}
-    assert counts == {"embedding": 2, "graph": 2, "filter": 1, "gnn": 1, "labelling": 1}
+    assert counts == dict(zip(STEPS, (2, 2, 1, 1, 1, 1), strict=True))
     assert all(new.compute_ns > old.compute_ns for old, new in zip(before, after, strict=True))
 
 
 def test_another_model_is_not_mistaken_for_a_track_finder(server: Server, hits_of: HitsOf) -> None:
-    with TrackFinder(server.url, model="graph") as client, pytest.raises(MismatchError, match="graph"):
+    with TrackFinder(server.url, model="gnn") as client, pytest.raises(MismatchError, match="gnn"):
         client.find(hits_of(3))
     with (
         TrackFinder(server.url, model="nosuch", retries=0) as client,

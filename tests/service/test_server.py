@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def one_step(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a repository of the labelling step alone, which starts sooner."""
     folder = tmp_path_factory.mktemp("one_step")
-    shutil.copytree(repository / "labelling", folder / "labelling")
+    shutil.copytree(repository / "labelling_fast", folder / "labelling_fast")
     return folder
 
 
@@ -69,7 +69,7 @@ def test_two_servers_at_once_and_a_clean_end(
             with TrackFinder(running.url) as finder:
                 np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
         processes, regions = family(second.pid), own_regions(second.pid)
-        assert len(processes) == 6  # the server and a stub for each step
+        assert len(processes) == 11  # the server and a stub for each step
         assert regions
         assert not regions & own_regions(server.pid)
     assert not any(process.is_running() for process in processes)
@@ -187,10 +187,10 @@ def test_the_log_is_kept_where_it_is_wanted(one_step: Path, tmp_path: Path) -> N
     log = tmp_path / "server.log"
     with Server(one_step, log=log, executable=_wheel_binary()) as server:
         assert server.installation.source == "the path given"
-        assert "labelling: loaded from" in server.log()
+        assert "labelling_fast: loaded from" in server.log()
         with pytest.raises(ServerStartError, match="runs already"):
             server.start()
-    assert "labelling: loaded from" in log.read_text()
+    assert "labelling_fast: loaded from" in log.read_text()
 
 
 def _wheel_binary() -> Path:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +12,11 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from tritrack.stages.card import CARD_FILE, CardError, read_card
-from tritrack.stages.contract import STAGES, TRACK_LABEL, ContractError
+from tritrack.stages.contract import CUT_STEP, GNN_STAGE, SCORE_STEP, STAGES, TRACK_LABEL, ContractError
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.stage import load_stage
+
+BY_NAME = {spec.name: spec for spec in STAGES}
 
 
 def drawn_hits(n_hits):
@@ -106,15 +110,25 @@ def test_what_breaks_the_contract_between_stages(small_engines, stage, change, m
         "EDGE_SCORE": np.zeros(4, np.float32),
     }
     with pytest.raises(ContractError, match=message):
-        load_stage(stage, small_engines, threads=1)(tensors | change)
+        load_stage(BY_NAME[stage], small_engines, threads=1)(tensors | change)
+
+
+def test_what_a_step_imports():
+    """Each step of a server is a process: it loads no library that it does not compute with."""
+    program = (
+        "import sys; import tritrack.ensemble_repo.steps; "
+        "print([n for n in ('faiss', 'numba', 'onnxruntime', 'scipy', 'tritonclient') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_missing_engine(small_engines, tmp_path):
     folder = shutil.copytree(small_engines, tmp_path / "engines")
     (folder / "gnn.onnx").unlink()
-    load_stage("filter", folder, threads=1)
+    load_stage(SCORE_STEP, folder, threads=1)
     with pytest.raises(CardError, match=r"gnn\.onnx: no engine there"):
-        load_stage("gnn", folder, threads=1)
+        load_stage(GNN_STAGE, folder, threads=1)
 
 
 @pytest.mark.parametrize("graph", ["radius", "knn"])
@@ -122,7 +136,32 @@ def test_missing_engine(small_engines, tmp_path):
 def test_the_card_chooses_the_methods(small_engines, tmp_path, graph, labelling):
     folder = shutil.copytree(small_engines, tmp_path / "engines")
     card = read_card(folder)
-    card = replace(card, cuts=replace(card.cuts, graph=graph, labelling=labelling))
+    point = card.point()
+    point = replace(point, cuts=replace(point.cuts, graph=graph, labelling=labelling))
+    card = replace(card, working_points={"balanced": point})
     (folder / CARD_FILE).write_bytes(card.to_json())
     labels = Pipeline.load(folder, threads=1).find(drawn_hits(2000))
     assert labels.max() > 0
+
+
+def test_the_filter_is_its_network_and_its_cut(small_engines, chain):
+    tensors = {"HITS": drawn_hits(2000)}
+    for stage in chain.stages[:2]:
+        tensors |= stage(tensors)
+    scored = tensors | load_stage(SCORE_STEP, small_engines, threads=2)(tensors)
+    cut = load_stage(CUT_STEP, small_engines, threads=2)
+    np.testing.assert_array_equal(cut(scored)["EDGE_INDEX"], chain.stages[2](tensors)["EDGE_INDEX"])
+    with pytest.raises(ContractError, match=r"PAIR_SCORE: axis 0 \(n_edges\) is 3 long"):
+        cut(scored | {"PAIR_SCORE": np.zeros(3, np.float32)})
+
+
+def test_working_points_differ_and_share_their_networks(small_engines, chain):
+    hits = drawn_hits(4000)
+    assert chain.working_point == chain.card.default == "balanced"
+    labels = {name: chain.at(name).find(hits) for name in chain.card.points}
+    for name, found in labels.items():
+        alone = Pipeline.load(small_engines, threads=2, working_point=name)
+        assert alone.working_point == name
+        np.testing.assert_array_equal(found, alone.find(hits))
+    np.testing.assert_array_equal(labels["balanced"], chain.find(hits))
+    assert len({found.tobytes() for found in labels.values()}) == 3

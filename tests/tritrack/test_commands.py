@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from csv import reader
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 import tritrack
 from tritrack.events.parquet import event_file, write_event
 from tritrack.events.tracks import read_tracks
-from tritrack.stages.card import read_card
+from tritrack.stages.card import CARD_FILE, read_card
 from tritrack.stages.contract import CONTRACT_VERSION
+from tritrack.stages.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -22,7 +24,35 @@ def find(run, small_engines):
     """``find(events, out)`` in process."""
     pytest.importorskip("faiss")
     pytest.importorskip("numba")
-    return lambda events, out: run("find", events, "--local", "--engines", small_engines, "--out", out)
+    return lambda events, out, *more: run(
+        "find", events, "--local", "--engines", small_engines, "--out", out, *more
+    )
+
+
+def test_find_at_a_working_point(find, small_engines, events, event_folder, tmp_path):
+    chain = Pipeline.load(small_engines, threads=2)
+    tracks = {}
+    for point in (None, "fast", "balanced", "best"):
+        out = tmp_path / f"{point}.parquet"
+        result = find(event_folder, out, *(("--working-point", point) if point else ()))
+        assert result.code == 0, result.err
+        tracks[point] = read_tracks(out)
+        for event in events:
+            np.testing.assert_array_equal(tracks[point].labels_for(event), chain.at(point).find(event.hits))
+    assert (tracks[None].labels_for(events[0]) != tracks["fast"].labels_for(events[0])).any()
+
+
+def test_a_working_point_that_the_card_lacks(run, small_engines, event_folder, tmp_path):
+    engines, out = shutil.copytree(small_engines, tmp_path / "engines"), tmp_path / "t.csv"
+    card = read_card(engines)
+    points = {name: card.point(name) for name in ("fast", "balanced")}
+    (engines / CARD_FILE).write_bytes(replace(card, working_points=points).to_json())
+    result = run(
+        "find", event_folder, "--local", "--engines", engines, "--out", out, "--working-point", "best"
+    )
+    assert result.code == 1
+    assert result.err == "tritrack: model small: has no working point best, it has fast, balanced\n"
+    assert not out.exists()
 
 
 def test_find_then_evaluate(run, find, events, event_folder, tmp_path):
@@ -134,7 +164,15 @@ def test_no_truth(run, find, events, tmp_path):
 def test_repository(run, small_engines, tmp_path):
     result = run("repository", "--engines", small_engines, "--out", tmp_path / "repository")
     assert result.code == 0, result.err
-    for name in ("embedding", "graph", "filter", "gnn", "labelling", "track_finder"):
+    for name in (
+        "embedding",
+        "graph_fast",
+        "filter",
+        "cut_fast",
+        "gnn",
+        "labelling_best",
+        "track_finder_best",
+    ):
         assert name in result.out
         assert (tmp_path / "repository" / name / "config.pbtxt").is_file()
 
@@ -160,8 +198,15 @@ def test_info(run, small_engines):
     assert facts["engines"]["sha256"] == card.hash
     assert facts["engines"]["card"] == "small"
     assert facts["engines"]["max_hits"] == card.limits.max_hits
+    points = facts["engines"]["working points"]
+    assert list(points) == ["fast", "balanced", "best"]
+    assert facts["engines"]["default"] == "balanced"
+    for name, point in points.items():
+        assert point["cuts"] == asdict(card.point(name).cuts)
+        assert point["metrics"] == {"drawn": {"efficiency": 0.5}}
     table = run("info", "--engines", small_engines).out
-    for fact in (facts["python"], facts["libraries"]["numpy"], card.hash):
+    rows = [f"engines, working points, {name}, metrics, drawn" for name in points]
+    for fact in (facts["python"], facts["libraries"]["numpy"], card.hash, "efficiency 0.5", *rows):
         assert fact in table
 
 

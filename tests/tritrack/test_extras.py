@@ -86,7 +86,7 @@ def test_the_client_alone(event_folder, true_tracks, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("library", ["faiss", "onnxruntime"])
+@pytest.mark.parametrize("library", ["numba", "onnxruntime"])
 def test_a_library_of_several_extras_is_named_by_the_command(library, event_folder, tmp_path):
     commands = {
         "export": ("export", "--weights", tmp_path, "--out", tmp_path / "engines"),

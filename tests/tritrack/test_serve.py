@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import psutil
 import pytest
 
+from tritrack.events.tracks import read_tracks
 from tritrack.stages.card import read_card
 from tritrack.stages.contract import CONTRACT_VERSION
+from tritrack.stages.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -51,19 +54,29 @@ def serving(run, small_engines, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_serve(run, serving, event_folder, small_engines, tmp_path, stop):
+def test_serve(run, serving, events, event_folder, small_engines, tmp_path, stop):
     process, url = serving
     served, local = tmp_path / "served.parquet", tmp_path / "local.parquet"
     found = run("find", event_folder, "--url", url, "--out", served)
     assert found.code == 0, found.err
     assert run("find", event_folder, "--local", "--engines", small_engines, "--out", local).code == 0
     assert served.read_bytes() == local.read_bytes()
+    found = run("find", event_folder, "--url", url, "--out", served, "--working-point", "best")
+    assert found.code == 0, found.err
+    chain = Pipeline.load(small_engines, threads=2, working_point="best")
+    for event in events:
+        np.testing.assert_array_equal(read_tracks(served).labels_for(event), chain.find(event.hits))
 
     facts = json.loads(run("info", "--url", url, "--json").out)
     assert facts["server"] == url
     assert facts["server contract version"] == CONTRACT_VERSION
     assert facts["this client fits"] is True
     assert facts["server card sha256"] == read_card(small_engines).hash
+    assert facts["server default working point"] == "balanced"
+    assert facts["server working points"]["best"] == {
+        "model": "track_finder_best",
+        "metrics": {"drawn": {"efficiency": 0.5}},
+    }
     assert run("info", "--url", url).code == 0
 
     family = psutil.Process(process.pid).children(recursive=True)

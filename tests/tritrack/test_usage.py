@@ -63,6 +63,10 @@ def test_units(run, command, option, unit):
         ),
         (("find", "{events}", "--out", "{tmp}/t.root", "--local"), "t.root: a track file ends in"),
         (("find", "{events}", "--out", "{tmp}/t.csv", "--local", "--threads", 0), "'--threads'"),
+        (
+            ("find", "{events}", "--out", "{tmp}/t.csv", "--local", "--working-point", "quick"),
+            "'quick' is not one of 'fast', 'balanced', 'best'",
+        ),
         (("evaluate", "{events}"), "Missing option '--tracks'"),
         (
             ("evaluate", "{events}", "--tracks", "{tracks}", "--selection", "all"),
