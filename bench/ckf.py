@@ -35,6 +35,11 @@ class CkfError(ValueError):
 class CkfSettings:
     """The tuned working point; lengths in mm, momenta in GeV.
 
+    Always on are the two-way search, seed deduplication, and staying on the seed's hits. Radii and reach of the
+    seeds were chosen on events of pile-up 40 and 200 with noise: seeds from 60 mm on find 5 points fewer of
+    the targets (those at 3 < abs(eta) < 4), ones up to 120 mm 0.4 points fewer of the comparison's, and space
+    points in the short strips too find no more.
+
     Attributes
     ----------
     seed_volumes
@@ -64,7 +69,7 @@ class CkfSettings:
     seed_impact_max: float = 2.0
     seed_max_eta: float = 4.0
     seed_delta_r: tuple[float, float] = (1.0, 80.0)
-    seed_middle_r: tuple[float, float] = (60.0, 120.0)
+    seed_middle_r: tuple[float, float] = (40.0, 150.0)
     collision_region: tuple[float, float] = (-250.0, 250.0)
     max_seeds_per_middle: int = 2
     chi2_measurement: float = 15.0
@@ -74,6 +79,13 @@ class CkfSettings:
     max_holes: int = 2
     max_outliers: int = 2
     max_shared_hits: int = 3
+
+
+WORKING_POINTS = {
+    "wide": CkfSettings(),
+    "central": CkfSettings(seed_max_eta=3.0, seed_middle_r=(60.0, 150.0)),
+}
+"""By name: seeds up to abs(eta) = 4, where targets lie; up to 3, with fewer unmatched tracks in less time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +199,14 @@ class CkfFinder:
                 f"event {event.event_id}: hit {lost[0]} lies on volume, layer, module {names}, "
                 "which the Generic Detector lacks"
             )
-        return order[place]
+        rows: NDArray[np.int64] = order[place]
+        return rows
 
 
 def _key(ids: NDArray[np.int32]) -> NDArray[np.int64]:
     volume, layer, module = ids.astype(np.int64).T
-    return (volume << 40) + (layer << 24) + module
+    key: NDArray[np.int64] = (volume << 40) + (layer << 24) + module
+    return key
 
 
 def _read_tracks(tracks: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
