@@ -60,6 +60,8 @@ class Outcome:
         Why the finder does not take the event; None where it does.
     seconds
         Wall time of each step, in order.
+    cpu_seconds
+        Processor time of all steps, which a busy machine lengthens less.
     conversion_seconds
         Wall time of handing over hits and tracks, which is none of the finder's.
     counts
@@ -74,6 +76,7 @@ class Outcome:
 
     refused: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
     conversion_seconds: float = 0.0
     counts: dict[str, Counts] = field(default_factory=dict)
     edges: dict[str, dict[str, EdgeCounts]] = field(default_factory=dict)
@@ -99,6 +102,7 @@ class EventRow:
                 name: {
                     "refused": outcome.refused,
                     "seconds": outcome.seconds,
+                    "cpu_seconds": outcome.cpu_seconds,
                     "conversion_seconds": outcome.conversion_seconds,
                 }
                 for name, outcome in self.outcomes.items()
@@ -119,13 +123,16 @@ def run_chain(pipeline: Pipeline, event: Event) -> Outcome:
             keep = outputs[EDGE_SCORE.name] >= np.float32(pipeline.card.cuts.gnn_cut)
             graphs[stage] = next(reversed(graphs.values()))[:, keep]
 
+    start = time.process_time()
     try:
-        pairs = pairs_from_labels(pipeline.find(event.hits, on_stage=on_stage))
+        labels = pipeline.find(event.hits, on_stage=on_stage)
     except ContractError as error:
         return Outcome(refused=str(error))
-    chosen = SELECTIONS.values()
+    cpu = time.process_time() - start
+    chosen, pairs = SELECTIONS.values(), pairs_from_labels(labels)
     return Outcome(
         seconds=seconds,
+        cpu_seconds=cpu,
         counts={s.name: count(event=event, pairs=pairs, selection=s) for s in chosen},
         edges={
             stage: {
@@ -149,6 +156,7 @@ def run_ckf(finder: CkfFinder, event: Event) -> Outcome:
     fast = (tracks.pt[matching.track] > MIN_FITTED_PT) & (matching.n_hits >= MIN_COUNTED_HITS)
     return Outcome(
         seconds=tracks.seconds,
+        cpu_seconds=tracks.cpu_seconds,
         conversion_seconds=tracks.conversion_seconds,
         counts=counts,
         fast=int(np.count_nonzero(fast)),

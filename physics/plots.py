@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
     from tritrack.physics.metrics import Profile, Report
 
+RATE_NAMES = tuple(field.name for field in fields(Rates))
+AXIS_NAMES = tuple(axis.name for axis in AXES)
 _LABELS = {
     "efficiency": "efficiency (double majority)",
     "perfect_efficiency": "efficiency (perfect)",
@@ -56,7 +57,7 @@ def write_plots(
     *,
     reports: Mapping[str, Report],
     folder: Path,
-    rates: Iterable[str] = tuple(field.name for field in fields(Rates)),
+    rates: Iterable[str] = RATE_NAMES,
     apart: bool = False,
 ) -> list[Path]:
     """Write one PNG a rate, each against pT, eta and production radius.
@@ -79,10 +80,9 @@ def write_plots(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    everything = tuple(axis.name for axis in AXES)
     with mpl.rc_context({**mplhep.style.ATLAS, **_SIZES}):
         for rate in rates:
-            for names in ((name,) for name in everything) if apart else (everything,):
+            for names in ((name,) for name in AXIS_NAMES) if apart else (AXIS_NAMES,):
                 files.append(folder / ("-".join([rate, *names]) + ".png" if apart else f"{rate}.png"))
                 draw_rate(reports=reports, rate=rate, axes=names).savefig(files[-1], dpi=120)
     return files
@@ -92,13 +92,15 @@ def draw_rate(
     *,
     reports: Mapping[str, Report],
     rate: str,
-    axes: Sequence[str] = tuple(axis.name for axis in AXES),
+    axes: Sequence[str] = AXIS_NAMES,
 ) -> Figure:
     """Draw one rate (a field of `Rates`) against some axes, a panel each, its intervals as error bars.
 
     The grey histogram is the first report's denominator, in no scale.
     """
-    figure = Figure(figsize=(0.5 + 5.5 * len(axes), 5.2), layout="constrained")
+    # One panel alone is shown small: smaller paper makes larger letters.
+    size = (17, 5.2) if len(axes) > 1 else (5.2, 4.5)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     places = [place for place, axis in enumerate(AXES) if axis.name in axes]
@@ -111,8 +113,17 @@ def draw_rate(
         profiles = {name: report.profiles[place] for name, report in reports.items()}
         first = next(iter(profiles.values()))
         _draw_frame(panel, profile=first, of_particles=of_particles, low=low, high=high)
-        for (name, profile), marker in zip(profiles.items(), itertools.cycle(_MARKERS), strict=False):
-            _draw_points(panel, profile=profile, rate=rate, label=name, marker=marker)
+        for number, (name, profile) in enumerate(profiles.items()):
+            # Beside each other in a bin, for their intervals to be seen.
+            place_in_bin = 0.5 + 0.16 * (number - (len(profiles) - 1) / 2)
+            _draw_points(
+                panel,
+                profile=profile,
+                rate=rate,
+                label=name,
+                marker=_MARKERS[number % len(_MARKERS)],
+                place_in_bin=place_in_bin,
+            )
     panels[0].set_ylabel(_LABELS[rate])
     one = next(iter(reports.values()))
     what = (
@@ -162,11 +173,16 @@ def _draw_frame(axes: Axes, *, profile: Profile, of_particles: bool, low: float,
     axes.set_xlabel(("true " if of_particles else "leading particle's ") + axis.label + unit)
 
 
-def _draw_points(axes: Axes, *, profile: Profile, rate: str, label: str, marker: str) -> None:
+def _draw_points(
+    axes: Axes, *, profile: Profile, rate: str, label: str, marker: str, place_in_bin: float
+) -> None:
     bins, share = _drawn(profile, rate)
     edges = np.array(profile.axis.edges)
     low, high = edges[bins], edges[bins + 1]
-    centre = np.sqrt(low * high) if profile.axis.log else (low + high) / 2
+    if profile.axis.log:
+        centre = low ** (1 - place_in_bin) * high**place_in_bin
+    else:
+        centre = (1 - place_in_bin) * low + place_in_bin * high
     axes.errorbar(
         centre,
         share.value,
