@@ -53,7 +53,7 @@ class CkfSettings:
     collision_region
         Where along the beam seeds may come from.
     max_seeds_per_middle
-        Seeds that share a middle hit: one more than this number is kept.
+        Cap on seeds that share a middle hit (``maxSeedsPerSpM`` of ACTS).
     chi2_measurement, chi2_outlier
         A hit up to the first belongs to the track; one up to the second is an outlier of it.
     branches
