@@ -96,8 +96,8 @@ class CkfTracks:
     ----------
     pairs
         int64 [2, n_pairs], track numbers from 0 above hit indices; tracks may share hits.
-    pt
-        float64 [n_tracks], fitted transverse momentum in GeV.
+    pt, eta
+        float64 [n_tracks] each, fitted transverse momentum in GeV and pseudorapidity.
     seconds
         Wall time of each algorithm by name; the sum is the time of the finder.
     cpu_seconds
@@ -108,6 +108,7 @@ class CkfTracks:
 
     pairs: NDArray[np.int64]
     pt: NDArray[np.float64]
+    eta: NDArray[np.float64]
     seconds: dict[str, float]
     cpu_seconds: float
     conversion_seconds: float
@@ -174,9 +175,11 @@ class CkfFinder:
                 raise CkfError(f"event {event.event_id}: the step {name!r} of ACTS failed")
         cpu = time.process_time() - cpu_start
         start = time.perf_counter()
-        pairs, pt = _read_tracks(self._store.tracks(board))
+        pairs, pt, eta = _read_tracks(self._store.tracks(board))
         conversion += time.perf_counter() - start
-        return CkfTracks(pairs=pairs, pt=pt, seconds=seconds, cpu_seconds=cpu, conversion_seconds=conversion)
+        return CkfTracks(
+            pairs=pairs, pt=pt, eta=eta, seconds=seconds, cpu_seconds=cpu, conversion_seconds=conversion
+        )
 
     def _measurements(self, event: Event) -> Any:
         """Measurements of ACTS in the order of the hits: the index of each is the hit's."""
@@ -214,16 +217,17 @@ def _key(ids: NDArray[np.int32]) -> NDArray[np.int64]:
     return key
 
 
-def _read_tracks(tracks: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return (track, hit) pairs and the transverse momenta; outliers and holes are no hits of a track."""
-    pt, pairs = [], []
+def _read_tracks(tracks: Any) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return (track, hit) pairs, pT and eta; outliers and holes are no hits of a track."""
+    fitted, pairs = [], []
     for number, track in enumerate(tracks):
-        pt.append(track.transverseMomentum / UNIT.GeV)
+        fitted.append((track.transverseMomentum / UNIT.GeV, track.theta))
         for state in track.trackStatesReversed:
             if state.typeFlags.isMeasurement:
                 link = acts.examples.IndexSourceLink.fromSourceLink(state.uncalibratedSourceLink)
                 pairs.append((number, link.index()))
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T, np.array(pt, dtype=np.float64)
+    pt, theta = np.array(fitted, dtype=np.float64).reshape(-1, 2).T
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T, pt, -np.log(np.tan(theta / 2))
 
 
 def _space_points(geometry: Any, settings: CkfSettings) -> Any:

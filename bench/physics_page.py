@@ -156,9 +156,10 @@ def _rates(result: dict[str, Any]) -> str:
         for selection in result["selections"] if "efficiency" in key else list(result["selections"])[:1]:
             label = f"{name}, {selection}" if "efficiency" in key else name
             rows.append([label, *(_share(f["reports"][selection][key]) for f in finders.values())])
-    rows.append(
-        ["Unmatched, fitted pT over 1 GeV", *(_above(f["above_fitted_pt"]) for f in finders.values())]
-    )
+    for cut in dict.fromkeys(cut for finder in finders.values() for cut in finder["fitted"]):
+        fits = (finder["fitted"].get(cut) for finder in finders.values())
+        cells = ("not fitted" if fit is None else _share(fit["unmatched_rate"]) for fit in fits)
+        rows.append([f"Unmatched, fitted {escape(cut)}", *cells])
     for selection in result["selections"]:
         rows.append(
             [
@@ -170,10 +171,6 @@ def _rates(result: dict[str, Any]) -> str:
     rows.append(["Tracks", *(f"{f['reports'][first]['n_tracks']:,}" for f in finders.values())])
     rows.append(["Median time per event, s", *(_seconds(result, name) for name in finders)])
     return "<h3>What was found</h3>" + _table(["", *finders], rows)
-
-
-def _above(found: dict[str, Any] | None) -> str:
-    return "not fitted" if found is None else _share(found["unmatched_rate"])
 
 
 def _plots(result: dict[str, Any], pictures: Path) -> str:
@@ -311,7 +308,7 @@ def _definitions(results: Sequence[dict[str, Any]]) -> str:
         "Fake, duplicate, fragment": "of all tracks with at least 5 hits, whatever the selection: no particle has "
         "more than half of the hits; the particle that has is matched by another track; it is matched by none. "
         "Unmatched is all three together.",
-        "Unmatched, fitted pT over 1 GeV": "the same share among the Kalman filter's tracks above that momentum, "
+        "Unmatched, fitted pT > 1 GeV": "the same share among the Kalman filter's tracks with such a fit, "
         "as fake rates of Kalman filters are often given. The chain fits no momentum.",
         "Where particles were lost": "a particle is within reach of a graph while more than half of its hits hang "
         "together by edges between its own hits. A lost one is the first stage's that puts it out of reach; "

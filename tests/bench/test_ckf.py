@@ -31,8 +31,9 @@ def test_particles_are_found_with_their_momentum(finder, small_event):
     assert (matching.track_class == TrackClass.MATCHED).sum() >= 38
     assert (matching.track_class != TrackClass.MATCHED).sum() <= 2
     assert matching.n_hits.min() >= finder.settings.min_measurements
-    true_pt = kinematics(small_event.truth).pt[particle_rows(small_event.truth, matching.leading)]
-    assert np.median(np.abs(found.pt / true_pt - 1)) < 0.03
+    true, row = kinematics(small_event.truth), particle_rows(small_event.truth, matching.leading)
+    assert np.median(np.abs(found.pt / true.pt[row] - 1)) < 0.03
+    assert np.median(np.abs(found.eta - true.eta[row])) < 0.003
     assert list(found.seconds) == [
         "space points", "seeds", "seed parameters", "Kalman filter", "ambiguities",
     ]  # fmt: skip
