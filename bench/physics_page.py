@@ -57,7 +57,7 @@ td small { color: #666; display: block; white-space: nowrap; }
 dt { font-weight: 600; margin-top: .5rem; } dd { margin-left: 0; }
 code { overflow-wrap: anywhere; }
 @media print { body { font-size: 10pt; max-width: none; padding: 0; } .plots { grid-template-columns: repeat(3, 1fr); }
-  .plots, table, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
+  .plots, tr, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
 @media (max-width: 30rem) { th, td { padding-right: .5rem; font-size: .85rem; } }
 """
 
@@ -82,13 +82,18 @@ def write_page(results: Sequence[Path], *, out: Path) -> Path:
     body = []
     for number, result in enumerate(found, start=1):
         body.append(_section(result, pictures=out / f"plots-{number}"))
+    selections = [
+        f"<li>{escape(name)}: {escape(meaning)}</li>" for name, meaning in _selections(found).items()
+    ]
     page = out / PAGE_FILE
     page.write_text(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>Track finding: graph network and Kalman filter</title><style>{_STYLE}</style></head><body>"
         "<h1>Track finding: tritrack beside ACTS' Kalman filter</h1>"
-        "<p>Both finders ran on the same events and the same hits. Intervals are 68 % Clopper-Pearson.</p>"
+        "<p>Both finders ran on the same events and the same hits. Matched is a track by double majority; "
+        "intervals are 68 % Clopper-Pearson.</p>"
+        f"<ul>{''.join(selections)}</ul>"
         f"{_summary(found)}{''.join(body)}{_definitions(found)}</body></html>\n"
     )
     return page
@@ -110,9 +115,12 @@ def _summary(results: Sequence[dict[str, Any]]) -> str:
                     _seconds(result, name),
                 ]
             )
-    selections = dict.fromkeys(key for result in results for key in result["selections"])
-    heads = ["events", "finder", *(f"efficiency, {key}" for key in selections)]
+    heads = ["events", "finder", *(f"efficiency, {key}" for key in _selections(results))]
     return _table([*heads, *(RATES[rate].lower() for rate in _OF_TRACKS), "s an event"], rows)
+
+
+def _selections(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    return {name: meaning for result in results for name, meaning in result["selections"].items()}
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -137,15 +145,24 @@ def _section(result: dict[str, Any], *, pictures: Path) -> str:
 
 
 def _refusals(result: dict[str, Any]) -> str:
-    items = [
-        f"<li>event {row['event_id']} by {escape(name)}: {escape(outcome['refused'])}</li>"
+    refused = [
+        (name, row["event_id"], outcome["refused"])
         for row in result["events"]
         for name, outcome in row["finders"].items()
         if outcome["refused"]
     ]
-    if not items:
+    if not refused:
         return ""
-    return f"<div class='refused'><p>Refused, and in none of the rates:</p><ul>{''.join(items)}</ul></div>"
+    n_events = len(result["events"])
+    numbers = [
+        f"{sum(name == one for one, _, _ in refused)} of {n_events} by {escape(name)}"
+        for name in dict.fromkeys(name for name, _, _ in refused)
+    ]
+    items = [f"<li>event {event} by {escape(name)}: {escape(reason)}</li>" for name, event, reason in refused]
+    return (
+        f"<div class='refused'><p>Refused, and in none of the rates: {', '.join(numbers)}.</p>"
+        f"<ul>{''.join(items)}</ul></div>"
+    )
 
 
 def _rates(result: dict[str, Any]) -> str:
@@ -299,8 +316,7 @@ def _plain(value: Any) -> str:
 
 
 def _definitions(results: Sequence[dict[str, Any]]) -> str:
-    selections = {name: meaning for result in results for name, meaning in result["selections"].items()}
-    terms = {f"Selection “{name}”": meaning for name, meaning in selections.items()} | {
+    terms = {f"Selection “{name}”": meaning for name, meaning in _selections(results).items()} | {
         "Matched (double majority)": "more than half of the track's hits are one particle's, and more than half "
         "of that particle's hits are in the track.",
         "Efficiency": "selected particles with a matched track / selected particles. Perfect: all of its hits and "
