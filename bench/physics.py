@@ -26,6 +26,7 @@ from tritrack.physics.losses import count_losses
 from tritrack.physics.matching import MIN_COUNTED_HITS, TrackClass, match, pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.physics.selection import SELECTIONS, TARGETS, truth_of
+from tritrack.stages.card import WorkingPointName  # noqa: TC001  (typer reads the annotations)
 from tritrack.stages.contract import EDGE_INDEX, EDGE_SCORE, ContractError
 from tritrack.stages.pipeline import Pipeline
 
@@ -112,6 +113,7 @@ class EventRow:
 
 def run_chain(pipeline: Pipeline, event: Event) -> Outcome:
     """Find and judge the tracks of one event with the chain."""
+    gnn_cut = np.float32(pipeline.card.point(pipeline.working_point).cuts.gnn_cut)
     seconds: dict[str, float] = {}
     graphs: dict[str, NDArray[Any]] = {}
 
@@ -120,7 +122,7 @@ def run_chain(pipeline: Pipeline, event: Event) -> Outcome:
         if EDGE_INDEX.name in outputs:
             graphs[stage] = outputs[EDGE_INDEX.name]
         if EDGE_SCORE.name in outputs:  # what the labelling joins
-            keep = outputs[EDGE_SCORE.name] >= np.float32(pipeline.card.cuts.gnn_cut)
+            keep = outputs[EDGE_SCORE.name] >= gnn_cut
             graphs[stage] = next(reversed(graphs.values()))[:, keep]
 
     start = time.process_time()
@@ -273,6 +275,9 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help=f"Folder for {RESULT_FILE}.")],
     engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
+    working_point: Annotated[
+        WorkingPointName | None, typer.Option(help="Of the chain; its card's default if not given.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the chain; the CKF has one.")] = 2,
     ckf: Annotated[
         str, typer.Option(help=f"Working point of the CKF: {' or '.join(WORKING_POINTS)}.")
@@ -284,7 +289,7 @@ def main(
     if ckf not in WORKING_POINTS:
         raise UsageError(f"--ckf: {ckf} given, {' or '.join(WORKING_POINTS)} wanted")
     find_files(events)  # a wrong path shows before the work
-    pipeline = Pipeline.load(engines, threads=threads)
+    pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
     finder = CkfFinder(WORKING_POINTS[ckf])
     rows: list[EventRow] = []
     for event in read_all(events):
@@ -300,7 +305,8 @@ def main(
         "machine": describe_machine(),
         "versions": describe_versions(("tritrack", "numpy", "numba", "onnxruntime", "pyacts")),
         "card": {"name": pipeline.card.name, "sha256": pipeline.card.hash},
-        "cuts": msgspec.to_builtins(pipeline.card.cuts),
+        "working_point": pipeline.working_point,
+        "cuts": msgspec.to_builtins(pipeline.card.point(pipeline.working_point).cuts),
         "threads": {CHAIN: threads, CKF: 1},
         "ckf": {"working_point": ckf, "settings": dataclasses.asdict(finder.settings)},
         "selections": {s.name: s.meaning for s in SELECTIONS.values()},

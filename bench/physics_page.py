@@ -301,7 +301,8 @@ def _provenance(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
     return (
         "<h3>With what</h3><dl>"
-        f"<dt>Model</dt><dd>{escape(card['name'])}, card <code>{escape(card['sha256'])}</code>; {escape(cuts)}</dd>"
+        f"<dt>Model</dt><dd>{escape(card['name'])}, card <code>{escape(card['sha256'])}</code>; "
+        f"working point “{escape(result['working_point'])}”: {escape(cuts)}</dd>"
         f"<dt>Kalman filter (working point “{escape(result['ckf']['working_point'])}”; mm, GeV)</dt>"
         f"<dd>{escape(settings)}; two-way, seed deduplication, stay on seed; 2 T, exact detector</dd>"
         f"<dt>Machine</dt><dd>{escape(machine['cpu'])}, {machine['cores']} cores</dd>"
