@@ -313,6 +313,8 @@ def _provenance(result: dict[str, Any]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return f"({', '.join(map(_plain, value))})"
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} = {_plain(part)}' for key, part in value.items())})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
