@@ -103,20 +103,23 @@ def _summary(results: Sequence[dict[str, Any]]) -> str:
     """Return what most readers want, of all sets of events."""
     rows = []
     for result in results:
-        for name, finder in result["finders"].items():
-            reports = finder["reports"]
-            first = next(iter(reports.values()))
-            rows.append(
-                [
-                    escape(_title(result)),
-                    escape(name),
-                    *(_share(report["efficiency"]) for report in reports.values()),
-                    *(_share(first[rate]) for rate in _OF_TRACKS),
-                    _seconds(result, name),
-                ]
-            )
+        for name in result["threads"]:
+            rows.append([escape(_title(result)), escape(name), *_summary_cells(result, name)])
     heads = ["events", "finder", *(f"efficiency, {key}" for key in _selections(results))]
     return _table([*heads, *(RATES[rate].lower() for rate in _OF_TRACKS), "s an event"], rows)
+
+
+def _summary_cells(result: dict[str, Any], name: str) -> list[str]:
+    if name not in result["finders"]:
+        refused = sum(row["finders"][name]["refused"] is not None for row in result["events"])
+        return [f"refuses {refused} of {len(result['events'])} events"]
+    reports = result["finders"][name]["reports"]
+    first = next(iter(reports.values()))
+    return [
+        *(_share(report["efficiency"]) for report in reports.values()),
+        *(_share(first[rate]) for rate in _OF_TRACKS),
+        _seconds(result, name),
+    ]
 
 
 def _selections(results: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -291,7 +294,8 @@ def _seconds(result: dict[str, Any], name: str) -> str:
     runs = [row["finders"][name] for row in result["events"] if row["finders"][name]["refused"] is None]
     threads = result["threads"][name]
     median = np.median([sum(run["seconds"].values()) for run in runs])
-    return f"{median:.2f}<small>{threads} thread{'s' if threads > 1 else ''}</small>"
+    processor = np.median([run["cpu_seconds"] for run in runs])
+    return f"{median:.2f}<small>{threads} thread{'s' if threads > 1 else ''}, {processor:.2f} s of processor</small>"
 
 
 def _provenance(result: dict[str, Any]) -> str:
@@ -352,10 +356,11 @@ def _share(entry: dict[str, Any]) -> str:
     return f"{entry['value']:.4f}<small>{entry['low']:.4f} to {entry['high']:.4f}</small>"
 
 
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; cells are HTML."""
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; cells are HTML, and short rows are filled up."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    filled = ([*row, *[""] * (len(heads) - len(row))] for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in filled)
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
