@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import defaultdict
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +11,7 @@ import msgspec
 import numpy as np
 import typer
 
+from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.events.source import read_all
 from tritrack.failures import one_sentence
 from tritrack.stages.contract import EDGE_INDEX
@@ -84,11 +82,10 @@ def main(
     pipeline = Pipeline.load(engines, threads=threads)
     times = [time for event in read_all(events) for time in time_event(pipeline, event, repeats=repeats)]
     result = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        **describe_machine(),
         "threads": threads,
         "card_sha256": pipeline.card.hash,
-        "versions": {name: version(name) for name in ("tritrack", "numpy", "numba", "onnxruntime")},
+        "versions": describe_versions(("tritrack", "numpy", "numba", "onnxruntime")),
         "stages": times,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -72,16 +72,18 @@ class _Store(acts.examples.IAlgorithm):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__("Store", _LEVEL)
         ex = acts.examples
-        self.generated = self._bind(ex.WriteDataHandle, ex.SimParticleContainer, "generated")
-        self.particles = self._bind(ex.ReadDataHandle, ex.SimParticleContainer, "particles")
-        self.sim_hits = self._bind(ex.ReadDataHandle, ex.SimHitContainer, "simhits")
-        self.measurements = self._bind(ex.ReadDataHandle, ex.MeasurementContainer, "measurements")
-        self.sources = self._bind(ex.ReadDataHandle, ex.MeasurementSimHitsMap, "measurement_simhits")
+        self.generated = bind_handle(self, ex.WriteDataHandle, ex.SimParticleContainer, "generated")
+        self.particles = bind_handle(self, ex.ReadDataHandle, ex.SimParticleContainer, "particles")
+        self.sim_hits = bind_handle(self, ex.ReadDataHandle, ex.SimHitContainer, "simhits")
+        self.measurements = bind_handle(self, ex.ReadDataHandle, ex.MeasurementContainer, "measurements")
+        self.sources = bind_handle(self, ex.ReadDataHandle, ex.MeasurementSimHitsMap, "measurement_simhits")
 
-    def _bind(self, handle: Any, container: Any, key: str) -> Any:
-        bound = handle(self, container, key)
-        bound.initialize(key)
-        return bound
+
+def bind_handle(algorithm: Any, handle: Any, container: Any, key: str) -> Any:
+    """Bind a data handle (its class, its container's class) to an algorithm and a whiteboard's key."""
+    bound = handle(algorithm, container, key)
+    bound.initialize(key)
+    return bound
 
 
 class DetectorSimulation:

@@ -43,6 +43,20 @@ class Share:
         value = None if np.isnan(self.value) else float(self.value)
         return {"value": value, "low": float(self.low), "high": float(self.high)}
 
+    @classmethod
+    def from_json(cls, found: Any) -> Share:
+        """Read back what `to_json` gave."""
+        if isinstance(found, list):
+            parts = [cls.from_json(one) for one in found]
+            value, low, high = (
+                np.array([getattr(part, name) for part in parts], dtype=np.float64)
+                for name in ("value", "low", "high")
+            )
+            return cls(value=value, low=low, high=high)
+        # None, for no trials, becomes NaN.
+        value, low, high = (np.array(found[name], dtype=np.float64) for name in ("value", "low", "high"))
+        return cls(value=value, low=low, high=high)
+
 
 def share(successes: ArrayLike, trials: ArrayLike) -> Share:
     """Divide counts and give the central Clopper-Pearson interval.

@@ -10,7 +10,7 @@ noise alone has none and is in the totals only).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from tritrack.physics.matching import TrackClass, match
 from tritrack.physics.selection import TARGETS, PhysicsError, kinematics, particle_rows, truth_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event, Truth
@@ -89,6 +91,11 @@ class Rates:
     def to_json(self) -> dict[str, Any]:
         """Return every share by name."""
         return {f.name: getattr(self, f.name).to_json() for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Rates:
+        """Read back what `to_json` gave, out of a mapping that may hold more."""
+        return cls(**{f.name: Share.from_json(found[f.name]) for f in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +188,16 @@ class Profile:
             **self.rates.to_json(),
         }
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], *, axis: Axis) -> Profile:
+        """Read back what `to_json` gave; the bins are the file's, the rest is the axis'."""
+        return cls(
+            axis=replace(axis, edges=tuple(found["edges"])),
+            targets=np.array(found["n_targets"], dtype=np.int64),
+            tracks=np.array(found["n_tracks"], dtype=np.int64),
+            rates=Rates.from_json(found),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -227,6 +244,21 @@ class Report:
             "trackml_score": self.trackml_score,
             "against": {profile.axis.name: profile.to_json() for profile in self.profiles},
         }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Report:
+        """Read back what `to_json` gave."""
+        return cls(
+            selection=found["selection"],
+            n_events=found["n_events"],
+            n_hits=found["n_hits"],
+            n_targets=found["n_targets"],
+            n_tracks=found["n_tracks"],
+            n_short_tracks=found["n_short_tracks"],
+            rates=Rates.from_json(found),
+            trackml_score=found["trackml_score"],
+            profiles=tuple(Profile.from_json(found["against"][axis.name], axis=axis) for axis in AXES),
+        )
 
 
 def count(*, event: Event, pairs: NDArray[np.int64], selection: Selection = TARGETS) -> Counts:

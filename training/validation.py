@@ -33,7 +33,7 @@ COUNTED_WEIGHT = 1.0
 GRAPH_RECALL = 0.99
 """Share of the counted pairs that the radius reaches while the networks behind the graph are trained."""
 
-FILTER_RECALL = 0.995
+FILTER_RECALL = 0.975
 """Share of the graph's counted pairs that the filter's cut keeps while the GNN is trained."""
 
 GNN_CUT = 0.5

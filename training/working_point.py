@@ -49,9 +49,9 @@ class Recalls:
 
 
 RECALLS: dict[WorkingPointName, Recalls] = {
-    "fast": Recalls(graph=0.97, filter=0.97),
-    "balanced": Recalls(graph=0.985, filter=0.99),
-    "best": Recalls(graph=0.99, filter=0.995),
+    "fast": Recalls(graph=0.97, filter=0.94),
+    "balanced": Recalls(graph=0.985, filter=0.97),
+    "best": Recalls(graph=0.99, filter=0.98),
 }
 """The working points: what an event costs grows with its pairs and edges, and these with the recalls."""
 

@@ -79,16 +79,16 @@ def train(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped training resumes.")],
     name: Annotated[str, typer.Option(help="Name of the model.")] = "tritrack",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 1,
-    embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 4000,
-    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2500,
-    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 6000,
+    embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2500,
+    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2000,
+    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 4500,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
     max_z0: Annotated[
         float, typer.Option(min=0, help="Window on a pair's z at the beam line, in mm.")
     ] = 200.0,
     max_curvature: Annotated[
         float, typer.Option(min=0, help="Window on a pair's curvature, in 1/mm; 6e-4 / (pT in GeV) in 2 T.")
-    ] = 1.8e-3,
+    ] = 1.25e-3,
     overlap: Annotated[
         float, typer.Option(min=0, help="Distance up to which a pair passes whatever its direction, in mm.")
     ] = 15.0,
@@ -100,7 +100,7 @@ def train(
     ] = 16_000_000,
     max_edges: Annotated[
         int, typer.Option(min=1, help="Most pairs of an event that the filter may keep for the GNN.")
-    ] = 2_000_000,
+    ] = 3_000_000,
     default: Annotated[WorkingPointName, typer.Option(help="Working point where none is named.")] = "best",
 ) -> None:
     """Train the embedding, the filter and the GNN, in that order, and choose the working points."""

@@ -11,7 +11,7 @@ import pytest
 from tritrack.events.event import Event, Particles, Truth
 from tritrack.physics.axes import AXES
 from tritrack.physics.matching import pairs_from_labels
-from tritrack.physics.metrics import count
+from tritrack.physics.metrics import Report, count
 from tritrack.physics.selection import COMPARISON, PhysicsError
 
 SHARES = (
@@ -124,7 +124,8 @@ def test_table(event, text, n_targets, n_tracks, n_short, wanted):
         assert 0 <= entry["low"] <= (entry["value"] or 0) <= entry["high"] <= 1
         if entry["value"] is None:
             assert (entry["low"], entry["high"]) == (0, 1)
-    json.dumps(report.to_json(), allow_nan=False)
+    text = json.dumps(report.to_json(), allow_nan=False)
+    assert Report.from_json(json.loads(text)).to_json() == report.to_json()
 
 
 def test_sum_over_events():
