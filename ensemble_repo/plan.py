@@ -18,7 +18,7 @@ ENTRY_STEP = StageSpec(name="entry", inputs=(HITS,), outputs=(HITS,))
 """Checks HITS where the first stage runs in a native backend, which does not."""
 
 CUTS_OF_STEP = {
-    "graph": ("graph", "radius", "k"),
+    "graph": ("graph", "radius", "windows", "k"),
     "cut": ("filter_cut",),
     "labelling": ("gnn_cut", "labelling"),
 }

@@ -57,7 +57,8 @@ def _in_windows(hits: NDArray[np.float32], pairs: NDArray[np.int64], windows: Wi
         curvature = 2 * np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / (r_a * r_b * chord)
     near = np.linalg.norm(b - a, axis=1) <= windows.overlap
     # NaN: on the beam line, or at one place, no curve can be told.
-    return near | ~((np.abs(z0) > windows.max_z0) | (curvature > windows.max_curvature))
+    inside: NDArray[np.bool_] = near | ~((np.abs(z0) > windows.max_z0) | (curvature > windows.max_curvature))
+    return inside
 
 
 def component_labels(

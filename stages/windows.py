@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -56,11 +56,11 @@ def is_possible(geometry: Geometry, a: int, b: int, limits: Bounds) -> bool:
         return False
     # The circle through the beam line and both hits has the curvature 2 sin(dphi) / chord.
     cross = abs(geometry[0, a] * geometry[1, b] - geometry[1, a] * geometry[0, b])
-    return 2.0 * cross <= max_curvature * geometry[3, a] * geometry[3, b] * math.sqrt(chord_squared)
+    return bool(2.0 * cross <= max_curvature * geometry[3, a] * geometry[3, b] * math.sqrt(chord_squared))
 
 
 def possible_pairs(
-    hits: NDArray[np.float32], pairs: NDArray[np.integer], *, windows: Windows
+    hits: NDArray[np.float32], pairs: NDArray[np.integer[Any]], *, windows: Windows
 ) -> NDArray[np.bool_]:
     """Tell which pairs pass the windows.
 
@@ -78,12 +78,13 @@ def possible_pairs(
     ndarray
         bool [n_pairs].
     """
-    return _possible_pairs(geometry(hits), pairs[0], pairs[1], bounds(windows))
+    possible: NDArray[np.bool_] = _possible_pairs(geometry(hits), pairs[0], pairs[1], bounds(windows))
+    return possible
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
 def _possible_pairs(
-    geometry: Geometry, a: NDArray[np.integer], b: NDArray[np.integer], limits: Bounds
+    geometry: Geometry, a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]], limits: Bounds
 ) -> NDArray[np.bool_]:
     possible = np.empty(a.size, dtype=np.bool_)
     for pair in numba.prange(a.size):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from torch import nn
@@ -25,7 +26,8 @@ def mixed_precision(network: nn.Module) -> AbstractContextManager[Any]:
 
 def keep_first_layers(network: nn.Module) -> None:
     """Have the first layers of a network compute in float32 within :func:`mixed_precision`, once and for all."""
-    if not hasattr(network, "first_layers"):
+    first_layers: Callable[[], list[nn.Module]] | None = getattr(network, "first_layers", None)
+    if first_layers is None:
         return
     device = next(network.parameters()).device.type
 
@@ -39,6 +41,6 @@ def keep_first_layers(network: nn.Module) -> None:
             torch.set_autocast_enabled(device, left.pop())
 
     left: list[bool] = []
-    for layer in network.first_layers():
+    for layer in first_layers():
         layer.register_forward_pre_hook(leave)
         layer.register_forward_hook(enter)

@@ -80,7 +80,9 @@ def is_counted(sample: Sample, pairs: Pairs) -> NDArray[np.bool_]:
     """Tell which pairs are consecutive on a particle of pT >= 1 GeV."""
     target, _ = pair_targets(sample, pairs)
     a, b = pairs
-    return target & (np.abs(sample.rank[a] - sample.rank[b]) == 1) & (sample.weight[a] >= COUNTED_WEIGHT)
+    consecutive = np.abs(sample.rank[a] - sample.rank[b]) == 1
+    counted: NDArray[np.bool_] = target & consecutive & (sample.weight[a] >= COUNTED_WEIGHT)
+    return counted
 
 
 def count_pairs(sample: Sample, pairs: Pairs) -> PairCounts:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tritrack.events.event import Event
+    from tritrack.physics.metrics import Counts
     from tritrack.stages.card import LabellingMethod, Windows, WorkingPointName
 
     Sets = Mapping[str, Sequence[Path]]
@@ -187,7 +188,7 @@ def measure(scored: Sequence[Scored], *, labelling: LabellingMethod, cut: float)
     ``n_pairs`` and ``n_edges`` are means per event after graph and filter, with the share of the consecutive pairs
     (pT >= 1 GeV) that is left there.
     """
-    counts = {name: [] for name in SELECTIONS}
+    counts: dict[str, list[Counts]] = {name: [] for name in SELECTIONS}
     for one in scored:
         labels = LABELLINGS[labelling](one.event.hits, one.edge_index, one.edge_score, cut=cut)
         pairs = pairs_from_labels(labels)
