@@ -81,7 +81,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 1,
     embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2500,
     filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2000,
-    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 4500,
+    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2000,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
     max_z0: Annotated[
         float, typer.Option(min=0, help="Window on a pair's z at the beam line, in mm.")

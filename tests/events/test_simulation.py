@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 
 from tritrack.events.event import EventError
-from tritrack.events.parquet import read_events
-from tritrack.events.simulation import NOISE_SHARE, SimulationSettings, Simulator, check_installed, simulate
+from tritrack.events.parquet import read_events, write_event
+from tritrack.events.simulation import (
+    NOISE_SHARE,
+    SETTINGS_KEY,
+    SimulationSettings,
+    Simulator,
+    check_installed,
+    read_settings,
+    simulate,
+)
 
 SETTINGS = SimulationSettings(seed=5, pileup=1)
 
@@ -49,6 +57,19 @@ def simulate_with(simulator):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(EventError, match=f"simulation: {name} is {value}"):
         SimulationSettings(**{"seed": 1, name: value})
+
+
+def test_the_settings_of_a_file(tmp_path, make_event):
+    path = tmp_path / "event.parquet"
+    write_event(make_event(), path)
+    assert read_settings(path) is None
+    write_event(make_event(), path, metadata={SETTINGS_KEY: '{"seed":7,"pileup":2.5,"noise":0.1}'})
+    assert read_settings(path) == SimulationSettings(seed=7, pileup=2.5, noise=0.1)
+    write_event(make_event(), path, metadata={SETTINGS_KEY: '{"seed":"seven"}'})
+    with pytest.raises(EventError, match=r"event\.parquet: its simulation settings cannot be read"):
+        read_settings(path)
+    with pytest.raises(EventError, match="no such file"):
+        read_settings(tmp_path / "none.parquet")
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_events", -1), ("first", -1), ("jobs", 0)])
