@@ -22,7 +22,7 @@ def engine_file(stage: str) -> str:
 
 
 GraphMethod = Literal["radius", "knn"]
-LabellingMethod = Literal["components", "walkthrough"]
+LabellingMethod = Literal["components", "walkthrough", "helix"]
 
 
 class CardError(ValueError):

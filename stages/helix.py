@@ -1,0 +1,290 @@
+"""Which hits lie on one helix: compiled fits for the labelling, in a field along z."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Mask = NDArray[np.bool_]
+    Circle = tuple[float, float, float]
+
+MIN_HELIX_HITS = 4
+"""A circle goes through any three hits; a fourth can be off it."""
+
+# Tolerances, chosen on simulated events of pile-up 40 and 200: a constant for the resolution, a part that
+# grows with the curvature for scattering (1 GeV in 2 T is a radius of 1667 mm), and a bound.
+_ACROSS, _ACROSS_TIMES_RADIUS, _ACROSS_MOST = 0.3, 1000.0, 2.5  # mm, mm^2, mm
+_ALONG, _ALONG_TIMES_RADIUS, _ALONG_MOST = 1.5, 4200.0, 10.0  # of the resolution; 1/mm of a radius
+
+_STRAIGHT = 1e8  # mm; the radius that stands for a straight line
+_MAX_ANCHORS = 12  # of a track; helices are tried through every three of them
+_MIN_LEVER = 20.0  # mm, between the first and the last of the three
+_REFITS = 4
+
+
+def z_resolution(points: Floats) -> Floats:
+    """Return how well z is measured, in mm: pixels, short strips and long strips lie at different radii.
+
+    Parameters
+    ----------
+    points
+        float64 [n_hits, 3], mm.
+
+    Returns
+    -------
+    ndarray
+        float64 [n_hits]; the radii are those of the detector of TrackML and of the simulation.
+    """
+    r = np.hypot(points[:, 0], points[:, 1])
+    resolution: Floats = np.where(r < 200.0, 0.1, np.where(r < 750.0, 0.4, 3.0))
+    return resolution
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def fit_circle(points: Floats, use: Mask) -> Circle:
+    """Fit a circle by Taubin's method (IEEE TPAMI 13 (1991) 1115), solved by Newton's.
+
+    Parameters
+    ----------
+    points
+        float64 [n, 3], mm; z does not matter.
+    use
+        bool [n], the points that count.
+
+    Returns
+    -------
+    tuple of float
+        Centre x, y and radius in mm; a straight line is a circle of 100 km.
+    """
+    n, mean_x, mean_y = 0, 0.0, 0.0
+    for i in range(use.size):
+        if use[i]:
+            n += 1
+            mean_x += points[i, 0]
+            mean_y += points[i, 1]
+    mean_x, mean_y = mean_x / n, mean_y / n
+    xx, yy, xy, xz, yz, zz = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(use.size):
+        if use[i]:
+            x, y = points[i, 0] - mean_x, points[i, 1] - mean_y
+            z = x * x + y * y
+            xx += x * x / n
+            yy += y * y / n
+            xy += x * y / n
+            xz += x * z / n
+            yz += y * z / n
+            zz += z * z / n
+    spread, area = xx + yy, xx * yy - xy * xy
+    if area > 1e-14 * spread * spread:
+        variance = zz - spread * spread
+        a3, a2 = 4 * spread, -3 * spread * spread - zz
+        a1 = variance * spread + 4 * area * spread - xz * xz - yz * yz
+        a0 = xz * (xz * yy - yz * xy) + yz * (yz * xx - xz * xy) - variance * area
+        root, value = 0.0, a0
+        for _ in range(30):
+            slope = a1 + root * (2 * a2 + 3 * root * a3)
+            moved = root - value / slope
+            new = a0 + moved * (a1 + moved * (a2 + moved * a3))
+            if not abs(new) < abs(value):
+                break
+            root, value = moved, new
+        divisor = 2 * (root * root - root * spread + area)
+        x = (xz * (yy - root) - yz * xy) / divisor
+        y = (yz * (xx - root) - xz * xy) / divisor
+        radius = np.sqrt(x * x + y * y + spread)
+        if radius < _STRAIGHT:
+            return mean_x + x, mean_y + y, radius
+    # Across the direction in which the points lie.
+    angle = 0.5 * np.arctan2(2 * xy, xx - yy)
+    return mean_x - _STRAIGHT * np.sin(angle), mean_y + _STRAIGHT * np.cos(angle), _STRAIGHT
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def misfit(points: Floats, resolution: Floats, use: Mask) -> Floats:
+    """Fit a helix and return each point's distance from it in units of the tolerance, float64 [n].
+
+    Parameters
+    ----------
+    points
+        float64 [n, 3], mm, from one end of the track to the other.
+    resolution
+        float64 [n], of z, in mm.
+    use
+        bool [n], the points that the helix is fitted to: a circle across the field, and z linear in the length
+        of arc, weighted by resolution.
+    """
+    n = use.size
+    x0, y0, radius = fit_circle(points, use)
+    radius = max(radius, 1.0)
+    arc = np.zeros(n, dtype=np.float64)
+    weight, mean_s, mean_z = 0.0, 0.0, 0.0
+    for i in range(n):
+        if i > 0:
+            a, b = points[i - 1, 0] - x0, points[i - 1, 1] - y0
+            c, d = points[i, 0] - x0, points[i, 1] - y0
+            arc[i] = arc[i - 1] + radius * np.arctan2(a * d - b * c, a * c + b * d)
+        if use[i]:
+            w = 1.0 / (resolution[i] * resolution[i])
+            weight += w
+            mean_s += w * arc[i]
+            mean_z += w * points[i, 2]
+    mean_s, mean_z = mean_s / weight, mean_z / weight
+    ss, sz = 0.0, 0.0
+    for i in range(n):
+        if use[i]:
+            w = 1.0 / (resolution[i] * resolution[i])
+            ss += w * (arc[i] - mean_s) ** 2
+            sz += w * (arc[i] - mean_s) * (points[i, 2] - mean_z)
+    slope = sz / ss if ss > 1e-9 else 0.0
+    across = min(_ACROSS + _ACROSS_TIMES_RADIUS / radius, _ACROSS_MOST)
+    # On a disk it is the radius that is measured, and a slope turns its error into one of z.
+    along = min(_ALONG + _ALONG_TIMES_RADIUS / radius, _ALONG_MOST) * max(1.0, abs(slope))
+    off = np.empty(n, dtype=np.float64)
+    for i in range(n):
+        from_circle = abs(np.hypot(points[i, 0] - x0, points[i, 1] - y0) - radius) / across
+        from_line = abs(points[i, 2] - mean_z - slope * (arc[i] - mean_s)) / (resolution[i] * along)
+        off[i] = max(from_circle, from_line)
+    return off
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def on_one_helix(points: Floats, resolution: Floats) -> Mask:
+    """Return the points that lie on one helix: all, or the most that agree; none where fewer than four do.
+
+    Where the helix through all points leaves one out, helices through three of them are tried; the one that
+    most points lie on (of several the one that they lie nearest to) is fitted to these again.
+
+    Parameters and return value
+        As :func:`misfit`; bool [n].
+    """
+    n = points.shape[0]
+    everything = np.ones(n, dtype=np.bool_)
+    if misfit(points, resolution, everything).max() <= 1.0:
+        return everything
+    agreeing = _most_agreeing(points, resolution)
+    for _ in range(_REFITS):
+        if agreeing.sum() < MIN_HELIX_HITS:
+            break
+        again = misfit(points, resolution, agreeing) <= 1.0
+        settled = (again == agreeing).all()
+        agreeing = again
+        if settled:
+            break
+    if agreeing.sum() < MIN_HELIX_HITS:
+        agreeing[:] = False
+    return agreeing
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _most_agreeing(points: Floats, resolution: Floats) -> Mask:
+    n = points.shape[0]
+    n_anchors = min(n, _MAX_ANCHORS)
+    best, n_best, nearest = np.zeros(n, dtype=np.bool_), 0, np.inf
+    three = np.zeros(n, dtype=np.bool_)
+    for p in range(n_anchors - 2):
+        i = p * (n - 1) // (n_anchors - 1)
+        for q in range(p + 1, n_anchors - 1):
+            j = q * (n - 1) // (n_anchors - 1)
+            for r in range(q + 1, n_anchors):
+                k = r * (n - 1) // (n_anchors - 1)
+                if np.hypot(points[i, 0] - points[k, 0], points[i, 1] - points[k, 1]) < _MIN_LEVER:
+                    continue
+                three[i], three[j], three[k] = True, True, True
+                off = misfit(points, resolution, three)
+                if off[i] <= 1.0 and off[j] <= 1.0 and off[k] <= 1.0:
+                    near = off <= 1.0
+                    distance = np.sum(np.where(near, off * off, 0.0))
+                    if near.sum() > n_best or (near.sum() == n_best and distance < nearest):
+                        best, n_best, nearest = near, near.sum(), distance
+                three[i], three[j], three[k] = False, False, False
+    return best
+
+
+@numba.njit(cache=True, nogil=True)
+def drop_strays(
+    points: Floats, resolution: Floats, members: NDArray[np.int64], starts: NDArray[np.int64], keep: Mask
+) -> None:
+    """Say which hits of each track stay: those on one helix; of a track of three, all.
+
+    Parameters
+    ----------
+    points, resolution
+        float64 [n_hits, 3] and [n_hits], mm.
+    members, starts
+        Hits of track t, from the inside outwards: ``members[starts[t]:starts[t + 1]]``.
+    keep
+        bool [n_hits]; set to False for the others.
+    """
+    for track in range(starts.size - 1):
+        hits = members[starts[track] : starts[track + 1]]
+        if hits.size >= MIN_HELIX_HITS:
+            keep[hits] = on_one_helix(points[hits], resolution[hits])
+
+
+@numba.njit(cache=True, nogil=True)
+def join_groups(
+    points: Floats,
+    resolution: Floats,
+    group: NDArray[np.int64],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+) -> None:
+    """Join groups of hits, pair by pair, where the larger has four hits and one helix fits all of both.
+
+    Parameters
+    ----------
+    points, resolution
+        float64 [n_hits, 3] and [n_hits], mm, from the inside outwards.
+    group
+        int64 [n_hits], each hit's group, numbered from 0 by first hit; changed in place.
+    first, second
+        int64 [n_pairs], pairs of groups, in the order in which they are tried.
+    """
+    n_groups = group.max() + 1 if group.size else 0
+    head = np.full(n_groups, -1, dtype=np.int64)
+    after = np.full(group.size, -1, dtype=np.int64)
+    size = np.zeros(n_groups, dtype=np.int64)
+    root = np.arange(n_groups)
+    for hit in range(group.size - 1, -1, -1):
+        after[hit] = head[group[hit]]
+        head[group[hit]] = hit
+        size[group[hit]] += 1
+    for pair in range(first.size):
+        a, b = _root(root, first[pair]), _root(root, second[pair])
+        if a == b or max(size[a], size[b]) < MIN_HELIX_HITS:
+            continue
+        hits = _merged(head[a], head[b], after, size[a] + size[b])
+        if misfit(points[hits], resolution[hits], np.ones(hits.size, dtype=np.bool_)).max() <= 1.0:
+            root[b] = a
+            size[a] = hits.size
+            head[a] = hits[0]
+            after[hits[:-1]] = hits[1:]
+    for hit in range(group.size):
+        group[hit] = _root(root, group[hit])
+
+
+@numba.njit(cache=True, nogil=True)
+def _root(root: NDArray[np.int64], group: int) -> int:
+    while root[group] != group:
+        root[group] = root[root[group]]
+        group = root[group]
+    return group
+
+
+@numba.njit(cache=True, nogil=True)
+def _merged(a: int, b: int, after: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    hits = np.empty(n, dtype=np.int64)
+    for place in range(n):
+        if b < 0 or (0 <= a < b):
+            hits[place] = a
+            a = after[a]
+        else:
+            hits[place] = b
+            b = after[b]
+    return hits

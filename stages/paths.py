@@ -1,0 +1,149 @@
+"""Compiled loops of the labelling by paths of links: the best path outwards, again and again."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@numba.njit(cache=True, nogil=True)
+def linked_paths(
+    inner: NDArray[np.int64],
+    outer: NDArray[np.int64],
+    gain: NDArray[np.float64],
+    starts_at: NDArray[np.int64],
+    by_inner: NDArray[np.int64],
+    ends_at: NDArray[np.int64],
+    missing: float,
+) -> NDArray[np.int64]:
+    """Take out the path with the largest gain, again and again; all hits are given by rank from the inside.
+
+    The gain of a path is the sum of its edges' gains, and half of the gain of each edge that skips one of its
+    hits (``missing`` where there is no such edge). Every step of a path has a positive gain of its own: two
+    good paths are not chained by a bad link.
+
+    Parameters
+    ----------
+    inner, outer
+        int64 [n_edges], inner < outer, each pair once, sorted by (outer, inner).
+    gain
+        float64 [n_edges], multiples of a power of two, so that sums are exact.
+    starts_at, by_inner
+        Edges that start at hit h: ``by_inner[starts_at[h]:starts_at[h + 1]]``.
+    ends_at
+        Edges that end at hit h: ``ends_at[h]:ends_at[h + 1]``.
+    missing
+        Gain of an edge that is not there, where a path skips one.
+
+    Returns
+    -------
+    ndarray
+        int64 [n_hits], number of each hit's path, or -1.
+    """
+    n_hits, n_edges = ends_at.size - 1, inner.size
+    track = np.full(n_hits, -1, dtype=np.int64)
+    best = np.zeros(n_edges, dtype=np.float64)  # gain of the best path that ends with the edge
+    previous = np.full(n_edges, -1, dtype=np.int64)  # the edge before it there
+    gone = np.zeros(n_edges, dtype=np.bool_)
+    ways = [(0.0, 0) for _ in range(0)]  # (minus the gain, last edge); outdated ones stay in it
+    changed = [0 for _ in range(0)]
+    for edge in range(n_edges):
+        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing)
+        if best[edge] > 0.0:
+            ways.append((-best[edge], edge))
+    heapq.heapify(ways)
+    n_tracks = 0
+    while len(ways) > 0:
+        negative, edge = heapq.heappop(ways)
+        if gone[edge] or best[edge] != -negative:
+            continue
+        track[outer[edge]] = n_tracks
+        _take_out(outer[edge], outer, starts_at, by_inner, ends_at, gone, previous, changed)
+        while edge >= 0:
+            track[inner[edge]] = n_tracks
+            _take_out(inner[edge], outer, starts_at, by_inner, ends_at, gone, previous, changed)
+            edge = previous[edge]
+        n_tracks += 1
+        # What led through an edge that is gone looks for its next best way, from the inside outwards.
+        while len(changed) > 0:
+            edge = heapq.heappop(changed)
+            if gone[edge]:
+                continue
+            before = best[edge]
+            _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing)
+            if best[edge] != before:
+                _add_followers(edge, outer, starts_at, by_inner, gone, previous, changed)
+                if best[edge] > 0.0:
+                    heapq.heappush(ways, (-best[edge], edge))
+    return track
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_best(
+    edge: int,
+    inner: NDArray[np.int64],
+    outer: NDArray[np.int64],
+    gain: NDArray[np.float64],
+    ends_at: NDArray[np.int64],
+    gone: NDArray[np.bool_],
+    best: NDArray[np.float64],
+    previous: NDArray[np.int64],
+    missing: float,
+) -> None:
+    middle, last = inner[edge], outer[edge]
+    best[edge] = max(gain[edge], 0.0)
+    previous[edge] = -1
+    skipping, end = ends_at[last], ends_at[last + 1]
+    for before in range(ends_at[middle], ends_at[middle + 1]):
+        if gone[before] or best[before] <= 0.0:
+            continue
+        while skipping < end and inner[skipping] < inner[before]:
+            skipping += 1
+        there = skipping < end and inner[skipping] == inner[before]
+        step = gain[edge] + 0.5 * (gain[skipping] if there else missing)
+        if step > 0.0 and best[before] + step > best[edge]:
+            best[edge] = best[before] + step
+            previous[edge] = before
+
+
+@numba.njit(cache=True, nogil=True)
+def _take_out(
+    hit: int,
+    outer: NDArray[np.int64],
+    starts_at: NDArray[np.int64],
+    by_inner: NDArray[np.int64],
+    ends_at: NDArray[np.int64],
+    gone: NDArray[np.bool_],
+    previous: NDArray[np.int64],
+    changed: list[int],
+) -> None:
+    """Remove a hit's edges and note the edges whose best way came over them."""
+    gone[ends_at[hit] : ends_at[hit + 1]] = True
+    for place in range(starts_at[hit], starts_at[hit + 1]):
+        edge = by_inner[place]
+        if not gone[edge]:
+            gone[edge] = True
+            _add_followers(edge, outer, starts_at, by_inner, gone, previous, changed)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_followers(
+    edge: int,
+    outer: NDArray[np.int64],
+    starts_at: NDArray[np.int64],
+    by_inner: NDArray[np.int64],
+    gone: NDArray[np.bool_],
+    previous: NDArray[np.int64],
+    changed: list[int],
+) -> None:
+    hit = outer[edge]
+    for place in range(starts_at[hit], starts_at[hit + 1]):
+        after = by_inner[place]
+        if previous[after] == edge and not gone[after]:
+            heapq.heappush(changed, after)
