@@ -22,28 +22,36 @@ MIN_HELIX_HITS = 4
 _ACROSS, _ACROSS_TIMES_RADIUS, _ACROSS_MOST = 0.3, 1000.0, 2.5  # mm, mm^2, mm
 _ALONG, _ALONG_TIMES_RADIUS, _ALONG_MOST = 1.5, 4200.0, 10.0  # of the resolution; 1/mm of a radius
 
+# A particle crosses a surface once. Surfaces that overlap are half a millimetre apart or more.
+_ONE_SURFACE = 0.4  # mm of depth
+_ONE_MODULE = 20.0  # mm
+
 _STRAIGHT = 1e8  # mm; the radius that stands for a straight line
 _MAX_ANCHORS = 12  # of a track; helices are tried through every three of them
 _MIN_LEVER = 20.0  # mm, between the first and the last of the three
 _REFITS = 4
 
 
-def z_resolution(points: Floats) -> Floats:
-    """Return how well z is measured, in mm: pixels, short strips and long strips lie at different radii.
+def measured(hits: NDArray[np.float32]) -> Floats:
+    """Return what the fits need of each hit.
 
     Parameters
     ----------
-    points
-        float64 [n_hits, 3], mm.
+    hits
+        float32 [n_hits, 3], x, y, z in mm.
 
     Returns
     -------
     ndarray
-        float64 [n_hits]; the radii are those of the detector of TrackML and of the simulation.
+        float64 [n_hits, 5], mm: x, y, z; how well z is measured; depth, which is the distance from the beam line
+        in a barrel and -abs(z) on a disk. Where barrels end, and pixels and strips begin, is as in the detector of
+        TrackML and of the simulation.
     """
-    r = np.hypot(points[:, 0], points[:, 1])
-    resolution: Floats = np.where(r < 200.0, 0.1, np.where(r < 750.0, 0.4, 3.0))
-    return resolution
+    x, y, z = hits.astype(np.float64).T
+    r = np.hypot(x, y)
+    resolution = np.where(r < 200.0, 0.1, np.where(r < 750.0, 0.4, 3.0))
+    in_barrel = np.abs(z) < np.where(r < 200.0, 550.0, 1150.0)
+    return np.stack([x, y, z, resolution, np.where(in_barrel, r, -np.abs(z))], axis=1)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -53,7 +61,7 @@ def fit_circle(points: Floats, use: Mask) -> Circle:
     Parameters
     ----------
     points
-        float64 [n, 3], mm; z does not matter.
+        float64 [n, 2 or more], x, y in mm.
     use
         bool [n], the points that count.
 
@@ -106,15 +114,13 @@ def fit_circle(points: Floats, use: Mask) -> Circle:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def misfit(points: Floats, resolution: Floats, use: Mask) -> Floats:
+def misfit(points: Floats, use: Mask) -> Floats:
     """Fit a helix and return each point's distance from it in units of the tolerance, float64 [n].
 
     Parameters
     ----------
     points
-        float64 [n, 3], mm, from one end of the track to the other.
-    resolution
-        float64 [n], of z, in mm.
+        float64 [n, 5], of :func:`measured`, from one end of the track to the other.
     use
         bool [n], the points that the helix is fitted to: a circle across the field, and z linear in the length
         of arc, weighted by resolution.
@@ -130,7 +136,7 @@ def misfit(points: Floats, resolution: Floats, use: Mask) -> Floats:
             c, d = points[i, 0] - x0, points[i, 1] - y0
             arc[i] = arc[i - 1] + radius * np.arctan2(a * d - b * c, a * c + b * d)
         if use[i]:
-            w = 1.0 / (resolution[i] * resolution[i])
+            w = points[i, 3] ** -2
             weight += w
             mean_s += w * arc[i]
             mean_z += w * points[i, 2]
@@ -138,7 +144,7 @@ def misfit(points: Floats, resolution: Floats, use: Mask) -> Floats:
     ss, sz = 0.0, 0.0
     for i in range(n):
         if use[i]:
-            w = 1.0 / (resolution[i] * resolution[i])
+            w = points[i, 3] ** -2
             ss += w * (arc[i] - mean_s) ** 2
             sz += w * (arc[i] - mean_s) * (points[i, 2] - mean_z)
     slope = sz / ss if ss > 1e-9 else 0.0
@@ -148,13 +154,13 @@ def misfit(points: Floats, resolution: Floats, use: Mask) -> Floats:
     off = np.empty(n, dtype=np.float64)
     for i in range(n):
         from_circle = abs(np.hypot(points[i, 0] - x0, points[i, 1] - y0) - radius) / across
-        from_line = abs(points[i, 2] - mean_z - slope * (arc[i] - mean_s)) / (resolution[i] * along)
+        from_line = abs(points[i, 2] - mean_z - slope * (arc[i] - mean_s)) / (points[i, 3] * along)
         off[i] = max(from_circle, from_line)
     return off
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def on_one_helix(points: Floats, resolution: Floats) -> Mask:
+def on_one_helix(points: Floats) -> Mask:
     """Return the points that lie on one helix: all, or the most that agree; none where fewer than four do.
 
     Where the helix through all points leaves one out, helices through three of them are tried; the one that
@@ -165,13 +171,13 @@ def on_one_helix(points: Floats, resolution: Floats) -> Mask:
     """
     n = points.shape[0]
     everything = np.ones(n, dtype=np.bool_)
-    if misfit(points, resolution, everything).max() <= 1.0:
+    if misfit(points, everything).max() <= 1.0:
         return everything
-    agreeing = _most_agreeing(points, resolution)
+    agreeing = _most_agreeing(points)
     for _ in range(_REFITS):
         if agreeing.sum() < MIN_HELIX_HITS:
             break
-        again = misfit(points, resolution, agreeing) <= 1.0
+        again = misfit(points, agreeing) <= 1.0
         settled = (again == agreeing).all()
         agreeing = again
         if settled:
@@ -182,7 +188,7 @@ def on_one_helix(points: Floats, resolution: Floats) -> Mask:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _most_agreeing(points: Floats, resolution: Floats) -> Mask:
+def _most_agreeing(points: Floats) -> Mask:
     n = points.shape[0]
     n_anchors = min(n, _MAX_ANCHORS)
     best, n_best, nearest = np.zeros(n, dtype=np.bool_), 0, np.inf
@@ -196,7 +202,7 @@ def _most_agreeing(points: Floats, resolution: Floats) -> Mask:
                 if np.hypot(points[i, 0] - points[k, 0], points[i, 1] - points[k, 1]) < _MIN_LEVER:
                     continue
                 three[i], three[j], three[k] = True, True, True
-                off = misfit(points, resolution, three)
+                off = misfit(points, three)
                 if off[i] <= 1.0 and off[j] <= 1.0 and off[k] <= 1.0:
                     near = off <= 1.0
                     distance = np.sum(np.where(near, off * off, 0.0))
@@ -207,15 +213,13 @@ def _most_agreeing(points: Floats, resolution: Floats) -> Mask:
 
 
 @numba.njit(cache=True, nogil=True)
-def drop_strays(
-    points: Floats, resolution: Floats, members: NDArray[np.int64], starts: NDArray[np.int64], keep: Mask
-) -> None:
+def drop_strays(points: Floats, members: NDArray[np.int64], starts: NDArray[np.int64], keep: Mask) -> None:
     """Say which hits of each track stay: those on one helix; of a track of three, all.
 
     Parameters
     ----------
-    points, resolution
-        float64 [n_hits, 3] and [n_hits], mm.
+    points
+        float64 [n_hits, 5], of :func:`measured`.
     members, starts
         Hits of track t, from the inside outwards: ``members[starts[t]:starts[t + 1]]``.
     keep
@@ -224,13 +228,12 @@ def drop_strays(
     for track in range(starts.size - 1):
         hits = members[starts[track] : starts[track + 1]]
         if hits.size >= MIN_HELIX_HITS:
-            keep[hits] = on_one_helix(points[hits], resolution[hits])
+            keep[hits] = on_one_helix(points[hits])
 
 
 @numba.njit(cache=True, nogil=True)
 def join_groups(
     points: Floats,
-    resolution: Floats,
     group: NDArray[np.int64],
     first: NDArray[np.int64],
     second: NDArray[np.int64],
@@ -239,8 +242,8 @@ def join_groups(
 
     Parameters
     ----------
-    points, resolution
-        float64 [n_hits, 3] and [n_hits], mm, from the inside outwards.
+    points
+        float64 [n_hits, 5], of :func:`measured`, from the inside outwards.
     group
         int64 [n_hits], each hit's group, numbered from 0 by first hit; changed in place.
     first, second
@@ -260,13 +263,23 @@ def join_groups(
         if a == b or max(size[a], size[b]) < MIN_HELIX_HITS:
             continue
         hits = _merged(head[a], head[b], after, size[a] + size[b])
-        if misfit(points[hits], resolution[hits], np.ones(hits.size, dtype=np.bool_)).max() <= 1.0:
+        track = points[hits]
+        if _crosses_once(track) and misfit(track, np.ones(hits.size, dtype=np.bool_)).max() <= 1.0:
             root[b] = a
             size[a] = hits.size
             head[a] = hits[0]
             after[hits[:-1]] = hits[1:]
     for hit in range(group.size):
         group[hit] = _root(root, group[hit])
+
+
+@numba.njit(cache=True, nogil=True)
+def _crosses_once(points: Floats) -> bool:
+    for i in range(points.shape[0] - 1):
+        step = points[i + 1] - points[i]
+        if abs(step[4]) < _ONE_SURFACE and np.hypot(np.hypot(step[0], step[1]), step[2]) < _ONE_MODULE:
+            return False
+    return True
 
 
 @numba.njit(cache=True, nogil=True)

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
-from tritrack.stages.helix import MIN_HELIX_HITS, drop_strays, join_groups, z_resolution
+from tritrack.stages.helix import MIN_HELIX_HITS, drop_strays, join_groups, measured
 from tritrack.stages.paths import linked_paths
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def helix(
     Parameters and return value are those of :func:`components`.
     """
     rank = _ranks(hits)
-    points = np.empty((rank.size, 3), dtype=np.float64)
-    points[rank] = hits
+    points = np.empty((rank.size, 5), dtype=np.float64)
+    points[rank] = measured(hits)
     low, high, score = _links(rank, edge_index, edge_score)
-    resolution = z_resolution(points)
     tracks = np.full(rank.size, NO_TRACK, dtype=np.int64)
     for _ in range(_ROUNDS):
         free = (score >= _WEAK_LINK * cut) & (tracks[low] < 0) & (tracks[high] < 0)
@@ -121,9 +120,9 @@ def helix(
         members = np.argsort(found, kind="stable")
         starts = np.searchsorted(found[members], np.arange(found.max(initial=-1) + 2))
         keep = found >= 0
-        drop_strays(points, resolution, members, starts, keep)
+        drop_strays(points, members, starts, keep)
         tracks[keep] = found[keep] + tracks.max(initial=-1) + 1
-    tracks = _join(points, resolution, number_tracks(tracks), low, high, score)
+    tracks = _join(points, number_tracks(tracks), low, high, score)
     return number_tracks(tracks[rank])
 
 
@@ -178,7 +177,6 @@ def _log_odds(score: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _join(
     points: NDArray[np.float64],
-    resolution: NDArray[np.float64],
     tracks: NDArray[np.int64],
     low: NDArray[np.int64],
     high: NDArray[np.int64],
@@ -197,7 +195,7 @@ def _join(
     # Scores are multiples of 1/1024: their sums are exact.
     linked = np.bincount(of_pair, weights=score[tried])
     pairs = pairs[np.lexsort((pairs, -linked))]
-    join_groups(points, resolution, group, pairs // max(n_hits, 1), pairs % max(n_hits, 1))
+    join_groups(points, group, pairs // max(n_hits, 1), pairs % max(n_hits, 1))
     return group
 
 
