@@ -160,6 +160,22 @@ def misfit(points: Floats, use: Mask) -> Floats:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
+def is_one_helix(points: Floats) -> bool:
+    """Whether all points lie on one helix, and it crosses each surface once.
+
+    Parameters
+    ----------
+    points
+        As for :func:`misfit`, at least three.
+    """
+    for i in range(points.shape[0] - 1):
+        step = points[i + 1] - points[i]
+        if abs(step[4]) < _ONE_SURFACE and np.hypot(np.hypot(step[0], step[1]), step[2]) < _ONE_MODULE:
+            return False
+    return misfit(points, np.ones(points.shape[0], dtype=np.bool_)).max() <= 1.0
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def on_one_helix(points: Floats) -> Mask:
     """Return the points that lie on one helix: all, or the most that agree; none where fewer than four do.
 
@@ -263,23 +279,13 @@ def join_groups(
         if a == b or max(size[a], size[b]) < MIN_HELIX_HITS:
             continue
         hits = _merged(head[a], head[b], after, size[a] + size[b])
-        track = points[hits]
-        if _crosses_once(track) and misfit(track, np.ones(hits.size, dtype=np.bool_)).max() <= 1.0:
+        if is_one_helix(points[hits]):
             root[b] = a
             size[a] = hits.size
             head[a] = hits[0]
             after[hits[:-1]] = hits[1:]
     for hit in range(group.size):
         group[hit] = _root(root, group[hit])
-
-
-@numba.njit(cache=True, nogil=True)
-def _crosses_once(points: Floats) -> bool:
-    for i in range(points.shape[0] - 1):
-        step = points[i + 1] - points[i]
-        if abs(step[4]) < _ONE_SURFACE and np.hypot(np.hypot(step[0], step[1]), step[2]) < _ONE_MODULE:
-            return False
-    return True
 
 
 @numba.njit(cache=True, nogil=True)

@@ -112,11 +112,14 @@ def helix(
     rank = _ranks(hits)
     points = np.empty((rank.size, 5), dtype=np.float64)
     points[rank] = measured(hits)
-    low, high, score = _links(rank, edge_index, edge_score)
+    counted = edge_score >= min(_JOINING_LINK, _WEAK_LINK * cut)
+    low, high, score = _links(rank, edge_index[:, counted], edge_score[counted])
     tracks = np.full(rank.size, NO_TRACK, dtype=np.int64)
     for _ in range(_ROUNDS):
         free = (score >= _WEAK_LINK * cut) & (tracks[low] < 0) & (tracks[high] < 0)
-        found = number_tracks(_paths_of_links(rank.size, low[free], high[free], score[free], cut=cut))
+        found = number_tracks(
+            _paths_of_links(rank.size, low[free], high[free], score[free], cut=cut, points=points)
+        )
         members = np.argsort(found, kind="stable")
         starts = np.searchsorted(found[members], np.arange(found.max(initial=-1) + 2))
         keep = found >= 0
@@ -155,6 +158,7 @@ def _paths_of_links(
     score: NDArray[np.float64],
     *,
     cut: float,
+    points: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     by_inner = np.lexsort((high, low))
     ranks = np.arange(n_hits + 1)
@@ -166,6 +170,7 @@ def _paths_of_links(
         by_inner,
         np.searchsorted(high, ranks),
         _MISSING_LINK,
+        points,
     )
 
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from tritrack.stages.helix import is_one_helix
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from tritrack.stages.helix import Floats
 
 
 @numba.njit(cache=True, nogil=True)
@@ -21,12 +25,14 @@ def linked_paths(
     by_inner: NDArray[np.int64],
     ends_at: NDArray[np.int64],
     missing: float,
+    points: Floats,
 ) -> NDArray[np.int64]:
     """Take out the path with the largest gain, again and again; all hits are given by rank from the inside.
 
     The gain of a path is the sum of its edges' gains, and half of the gain of each edge that skips one of its
     hits (``missing`` where there is no such edge). Every step of a path has a positive gain of its own: two
-    good paths are not chained by a bad link.
+    good paths are not chained by a bad link. And at every step the last four hits (three at a path's second step)
+    are on one helix.
 
     Parameters
     ----------
@@ -40,6 +46,8 @@ def linked_paths(
         Edges that end at hit h: ``ends_at[h]:ends_at[h + 1]``.
     missing
         Gain of an edge that is not there, where a path skips one.
+    points
+        float64 [n_hits, 5], of :func:`tritrack.stages.helix.measured`.
 
     Returns
     -------
@@ -54,7 +62,7 @@ def linked_paths(
     ways = [(0.0, 0) for _ in range(0)]  # (minus the gain, last edge); outdated ones stay in it
     changed = [0 for _ in range(0)]
     for edge in range(n_edges):
-        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing)
+        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing, points)
         if best[edge] > 0.0:
             ways.append((-best[edge], edge))
     heapq.heapify(ways)
@@ -76,7 +84,7 @@ def linked_paths(
             if gone[edge]:
                 continue
             before = best[edge]
-            _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing)
+            _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing, points)
             if best[edge] != before:
                 _add_followers(edge, outer, starts_at, by_inner, gone, previous, changed)
                 if best[edge] > 0.0:
@@ -95,6 +103,7 @@ def _find_best(
     best: NDArray[np.float64],
     previous: NDArray[np.int64],
     missing: float,
+    points: Floats,
 ) -> None:
     middle, last = inner[edge], outer[edge]
     best[edge] = max(gain[edge], 0.0)
@@ -107,7 +116,11 @@ def _find_best(
             skipping += 1
         there = skipping < end and inner[skipping] == inner[before]
         step = gain[edge] + 0.5 * (gain[skipping] if there else missing)
-        if step > 0.0 and best[before] + step > best[edge]:
+        if (
+            step > 0.0
+            and best[before] + step > best[edge]
+            and _on_helix(before, edge, inner, outer, previous, points)
+        ):
             best[edge] = best[before] + step
             previous[edge] = before
 
@@ -147,3 +160,23 @@ def _add_followers(
         after = by_inner[place]
         if previous[after] == edge and not gone[after]:
             heapq.heappush(changed, after)
+
+
+@numba.njit(cache=True, nogil=True)
+def _on_helix(
+    before: int,
+    edge: int,
+    inner: NDArray[np.int64],
+    outer: NDArray[np.int64],
+    previous: NDArray[np.int64],
+    points: Floats,
+) -> bool:
+    """Whether the hits of two steps, and of the step before them where there is one, are on one helix."""
+    earlier = previous[before]
+    last = np.empty((3 if earlier < 0 else 4, points.shape[1]), dtype=np.float64)
+    last[-1] = points[outer[edge]]
+    last[-2] = points[inner[edge]]
+    last[-3] = points[inner[before]]
+    if earlier >= 0:
+        last[0] = points[inner[earlier]]
+    return is_one_helix(last)
