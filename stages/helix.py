@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 MIN_HELIX_HITS = 4
 """A circle goes through any three hits; a fourth can be off it."""
 
-# Tolerances, chosen on simulated events of pile-up 40 and 200: a constant for the resolution, a part that
-# grows with the curvature for scattering (1 GeV in 2 T is a radius of 1667 mm), and a bound.
-_ACROSS, _ACROSS_TIMES_RADIUS, _ACROSS_MOST = 0.3, 1000.0, 2.5  # mm, mm^2, mm
-_ALONG, _ALONG_TIMES_RADIUS, _ALONG_MOST = 1.5, 4200.0, 10.0  # of the resolution; 1/mm of a radius
+# Tolerances, chosen on simulated events of pile-up 40 and 200: a constant for the resolution, and for scattering a
+# part that grows with the curvature (1 GeV in 2 T is a radius of 1667 mm) and the length of the track; and a bound.
+_ACROSS, _ACROSS_SCATTERED, _ACROSS_MOST = 0.2, 1.5, 4.0  # mm, mm, mm
+_ALONG, _ALONG_SCATTERED, _ALONG_MOST = 1.0, 6.0, 12.0  # of the resolution
 
 # A particle crosses a surface once. Surfaces that overlap are half a millimetre apart or more.
-_ONE_SURFACE = 0.4  # mm of depth
-_ONE_MODULE = 20.0  # mm
+ONE_SURFACE = 0.4  # mm of depth
+ONE_MODULE = 20.0  # mm
 
-_STRAIGHT = 1e8  # mm; the radius that stands for a straight line
-_MAX_ANCHORS = 12  # of a track; helices are tried through every three of them
-_MIN_LEVER = 20.0  # mm, between the first and the last of the three
-_REFITS = 4
+COLLINEAR = 1e-14  # of the fourth power of the points' spread
+STRAIGHT = 1e8  # mm; the radius that stands for a straight line
+MAX_ANCHORS = 12  # of a track; helices are tried through every three of them
+MIN_LEVER = 20.0  # mm, between the first and the last of the three
+REFITS = 4
 
 
 def measured(hits: NDArray[np.float32]) -> Floats:
@@ -89,7 +90,7 @@ def fit_circle(points: Floats, use: Mask) -> Circle:
             yz += y * z / n
             zz += z * z / n
     spread, area = xx + yy, xx * yy - xy * xy
-    if area > 1e-14 * spread * spread:
+    if area > COLLINEAR * spread * spread:
         variance = zz - spread * spread
         a3, a2 = 4 * spread, -3 * spread * spread - zz
         a1 = variance * spread + 4 * area * spread - xz * xz - yz * yz
@@ -106,11 +107,36 @@ def fit_circle(points: Floats, use: Mask) -> Circle:
         x = (xz * (yy - root) - yz * xy) / divisor
         y = (yz * (xx - root) - xz * xy) / divisor
         radius = np.sqrt(x * x + y * y + spread)
-        if radius < _STRAIGHT:
+        if radius < STRAIGHT:
             return mean_x + x, mean_y + y, radius
     # Across the direction in which the points lie.
     angle = 0.5 * np.arctan2(2 * xy, xx - yy)
-    return mean_x - _STRAIGHT * np.sin(angle), mean_y + _STRAIGHT * np.cos(angle), _STRAIGHT
+    return mean_x - STRAIGHT * np.sin(angle), mean_y + STRAIGHT * np.cos(angle), STRAIGHT
+
+
+@numba.njit(cache=True, nogil=True)
+def tolerances(radius: float, slope: float, length: float) -> tuple[float, float]:
+    """Return how far a hit may lie from a helix.
+
+    Parameters
+    ----------
+    radius
+        Of the circle, in mm.
+    slope
+        dz over the length of arc.
+    length
+        Of the arc, in mm.
+
+    Returns
+    -------
+    tuple of float
+        Across the field in mm, and along z in units of a hit's resolution.
+    """
+    scattered = length / radius
+    across = min(_ACROSS + _ACROSS_SCATTERED * scattered, _ACROSS_MOST)
+    # On a disk it is the radius that is measured, and a slope turns its error into one of z.
+    along = min(_ALONG + _ALONG_SCATTERED * scattered, _ALONG_MOST) * max(1.0, abs(slope))
+    return across, along
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -148,9 +174,7 @@ def misfit(points: Floats, use: Mask) -> Floats:
             ss += w * (arc[i] - mean_s) ** 2
             sz += w * (arc[i] - mean_s) * (points[i, 2] - mean_z)
     slope = sz / ss if ss > 1e-9 else 0.0
-    across = min(_ACROSS + _ACROSS_TIMES_RADIUS / radius, _ACROSS_MOST)
-    # On a disk it is the radius that is measured, and a slope turns its error into one of z.
-    along = min(_ALONG + _ALONG_TIMES_RADIUS / radius, _ALONG_MOST) * max(1.0, abs(slope))
+    across, along = tolerances(radius, slope, abs(arc[n - 1]))
     off = np.empty(n, dtype=np.float64)
     for i in range(n):
         from_circle = abs(np.hypot(points[i, 0] - x0, points[i, 1] - y0) - radius) / across
@@ -170,9 +194,10 @@ def is_one_helix(points: Floats) -> bool:
     """
     for i in range(points.shape[0] - 1):
         step = points[i + 1] - points[i]
-        if abs(step[4]) < _ONE_SURFACE and np.hypot(np.hypot(step[0], step[1]), step[2]) < _ONE_MODULE:
+        if abs(step[4]) < ONE_SURFACE and np.hypot(np.hypot(step[0], step[1]), step[2]) < ONE_MODULE:
             return False
-    return misfit(points, np.ones(points.shape[0], dtype=np.bool_)).max() <= 1.0
+    fits: bool = misfit(points, np.ones(points.shape[0], dtype=np.bool_)).max() <= 1.0
+    return fits
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -190,7 +215,7 @@ def on_one_helix(points: Floats) -> Mask:
     if misfit(points, everything).max() <= 1.0:
         return everything
     agreeing = _most_agreeing(points)
-    for _ in range(_REFITS):
+    for _ in range(REFITS):
         if agreeing.sum() < MIN_HELIX_HITS:
             break
         again = misfit(points, agreeing) <= 1.0
@@ -206,7 +231,7 @@ def on_one_helix(points: Floats) -> Mask:
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _most_agreeing(points: Floats) -> Mask:
     n = points.shape[0]
-    n_anchors = min(n, _MAX_ANCHORS)
+    n_anchors = min(n, MAX_ANCHORS)
     best, n_best, nearest = np.zeros(n, dtype=np.bool_), 0, np.inf
     three = np.zeros(n, dtype=np.bool_)
     for p in range(n_anchors - 2):
@@ -215,7 +240,7 @@ def _most_agreeing(points: Floats) -> Mask:
             j = q * (n - 1) // (n_anchors - 1)
             for r in range(q + 1, n_anchors):
                 k = r * (n - 1) // (n_anchors - 1)
-                if np.hypot(points[i, 0] - points[k, 0], points[i, 1] - points[k, 1]) < _MIN_LEVER:
+                if np.hypot(points[i, 0] - points[k, 0], points[i, 1] - points[k, 1]) < MIN_LEVER:
                     continue
                 three[i], three[j], three[k] = True, True, True
                 off = misfit(points, three)

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
-from tritrack.stages.helix import MIN_HELIX_HITS, drop_strays, join_groups, measured
+from tritrack.stages.helix import drop_strays, join_groups, measured
 from tritrack.stages.paths import linked_paths
 
 if TYPE_CHECKING:
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 _SCORE_STEPS = np.float32(1024)
 
 # Of `helix`, chosen on simulated events of pile-up 40 and 200.
-_ROUNDS = 2
-_WEAK_LINK = 0.5  # of the cut
-_MISSING_LINK = -2.0
+ROUNDS = 2
+MISSING_LINK = -1.0
 _SURE = 0.99
-_JOINING_LINK = 0.02
+JOINING_LINK = 0.02
 
 
 def components(
@@ -99,9 +98,9 @@ def helix(
 ) -> NDArray[np.int64]:
     """Label paths of likely links whose hits lie on one helix.
 
-    1. Paths, as in :func:`walkthrough`, but with the largest sum of log-odds: a link below the cut costs, and so
-       does a hit that the hits around it are not linked over (:func:`tritrack.stages.paths.linked_paths`). Links
-       down to half of the cut can be in a path that other links hold together.
+    1. Paths, as in :func:`walkthrough`, but with the largest sum of log-odds above those of the cut, where a hit
+       that the hits around it are not linked over costs, and only along helices
+       (:func:`tritrack.stages.paths.linked_paths`).
     2. Of each path the hits that lie on one helix stay, and the others are free again; four is the least
        (:func:`tritrack.stages.helix.on_one_helix`). What is free is searched once more.
     3. Tracks and free hits that any link of some score joins, and one helix fits, become one track; those with
@@ -112,11 +111,11 @@ def helix(
     rank = _ranks(hits)
     points = np.empty((rank.size, 5), dtype=np.float64)
     points[rank] = measured(hits)
-    counted = edge_score >= min(_JOINING_LINK, _WEAK_LINK * cut)
+    counted = edge_score >= min(JOINING_LINK, cut)
     low, high, score = _links(rank, edge_index[:, counted], edge_score[counted])
     tracks = np.full(rank.size, NO_TRACK, dtype=np.int64)
-    for _ in range(_ROUNDS):
-        free = (score >= _WEAK_LINK * cut) & (tracks[low] < 0) & (tracks[high] < 0)
+    for _ in range(ROUNDS):
+        free = (score >= cut) & (tracks[low] < 0) & (tracks[high] < 0)
         found = number_tracks(
             _paths_of_links(rank.size, low[free], high[free], score[free], cut=cut, points=points)
         )
@@ -165,19 +164,20 @@ def _paths_of_links(
     return linked_paths(
         low,
         high,
-        _log_odds(score) - _log_odds(np.array(cut)),
+        log_odds(score) - log_odds(np.array(cut)),
         np.searchsorted(low[by_inner], ranks),
         by_inner,
         np.searchsorted(high, ranks),
-        _MISSING_LINK,
+        MISSING_LINK,
         points,
     )
 
 
-def _log_odds(score: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(score: NDArray[np.float64]) -> NDArray[np.float64]:
     """In steps of 1/256, so that sums are exact; within what a score can be trusted to say."""
     score = np.clip(score, 1.0 - _SURE, _SURE)
-    return np.rint(np.log(score / (1.0 - score)) * 256.0) / 256.0
+    steps: NDArray[np.float64] = np.rint(np.log(score / (1.0 - score)) * 256.0) / 256.0
+    return steps
 
 
 def _join(
@@ -192,9 +192,8 @@ def _join(
     alone = np.where(tracks < 0, n_hits + np.arange(n_hits), tracks)
     _, first, group = np.unique(alone, return_index=True, return_inverse=True)
     group = np.argsort(np.argsort(first))[group]
-    size = np.bincount(group)
     a, b = group[low], group[high]
-    tried = (score >= _JOINING_LINK) & (a != b) & (np.maximum(size[a], size[b]) >= MIN_HELIX_HITS)
+    tried = (score >= JOINING_LINK) & (a != b)
     a, b = np.minimum(a, b)[tried], np.maximum(a, b)[tried]
     pairs, of_pair = np.unique(a * n_hits + b, return_inverse=True)
     # Scores are multiples of 1/1024: their sums are exact.

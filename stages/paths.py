@@ -83,12 +83,12 @@ def linked_paths(
             edge = heapq.heappop(changed)
             if gone[edge]:
                 continue
-            before = best[edge]
+            before, way = best[edge], previous[edge]
             _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing, points)
-            if best[edge] != before:
-                _add_followers(edge, outer, starts_at, by_inner, gone, previous, changed)
-                if best[edge] > 0.0:
-                    heapq.heappush(ways, (-best[edge], edge))
+            if best[edge] != before or previous[edge] != way:
+                _add_followers(edge, True, outer, starts_at, by_inner, gone, previous, changed)
+            if best[edge] != before and best[edge] > 0.0:
+                heapq.heappush(ways, (-best[edge], edge))
     return track
 
 
@@ -142,12 +142,13 @@ def _take_out(
         edge = by_inner[place]
         if not gone[edge]:
             gone[edge] = True
-            _add_followers(edge, outer, starts_at, by_inner, gone, previous, changed)
+            _add_followers(edge, False, outer, starts_at, by_inner, gone, previous, changed)
 
 
 @numba.njit(cache=True, nogil=True)
 def _add_followers(
     edge: int,
+    every: bool,
     outer: NDArray[np.int64],
     starts_at: NDArray[np.int64],
     by_inner: NDArray[np.int64],
@@ -155,10 +156,14 @@ def _add_followers(
     previous: NDArray[np.int64],
     changed: list[int],
 ) -> None:
+    """Note the edges that go on from one: every one, or those whose best way comes over it.
+
+    Where the way to an edge has changed, another helix is to be kept to: any edge may now go on from it.
+    """
     hit = outer[edge]
     for place in range(starts_at[hit], starts_at[hit + 1]):
         after = by_inner[place]
-        if previous[after] == edge and not gone[after]:
+        if (every or previous[after] == edge) and not gone[after]:
             heapq.heappush(changed, after)
 
 
