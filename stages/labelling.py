@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 _SCORE_STEPS = np.float32(1024)
 
 # Of `helix`, chosen on simulated events of pile-up 40 and 200.
-ROUNDS = 2
-MISSING_LINK = -1.0
 _SURE = 0.99
-JOINING_LINK = 0.02
+JOINING_LINK = 0.005
 
 
 def components(
@@ -98,11 +96,11 @@ def helix(
 ) -> NDArray[np.int64]:
     """Label paths of likely links whose hits lie on one helix.
 
-    1. Paths, as in :func:`walkthrough`, but with the largest sum of log-odds above those of the cut, where a hit
-       that the hits around it are not linked over costs, and only along helices
+    1. Paths, as in :func:`walkthrough`, but with the largest sum of log-odds above those of the cut, in which
+       links that skip a hit of the path count too, and only along helices
        (:func:`tritrack.stages.paths.linked_paths`).
     2. Of each path the hits that lie on one helix stay, and the others are free again; four is the least
-       (:func:`tritrack.stages.helix.on_one_helix`). What is free is searched once more.
+       (:func:`tritrack.stages.helix.on_one_helix`).
     3. Tracks and free hits that any link of some score joins, and one helix fits, become one track; those with
        most links first (:func:`tritrack.stages.helix.join_groups`).
 
@@ -113,17 +111,15 @@ def helix(
     points[rank] = measured(hits)
     counted = edge_score >= min(JOINING_LINK, cut)
     low, high, score = _links(rank, edge_index[:, counted], edge_score[counted])
-    tracks = np.full(rank.size, NO_TRACK, dtype=np.int64)
-    for _ in range(ROUNDS):
-        free = (score >= cut) & (tracks[low] < 0) & (tracks[high] < 0)
-        found = number_tracks(
-            _paths_of_links(rank.size, low[free], high[free], score[free], cut=cut, points=points)
-        )
-        members = np.argsort(found, kind="stable")
-        starts = np.searchsorted(found[members], np.arange(found.max(initial=-1) + 2))
-        keep = found >= 0
-        drop_strays(points, members, starts, keep)
-        tracks[keep] = found[keep] + tracks.max(initial=-1) + 1
+    likely = score >= cut
+    tracks = number_tracks(
+        _paths_of_links(rank.size, low[likely], high[likely], score[likely], cut=cut, points=points)
+    )
+    members = np.argsort(tracks, kind="stable")
+    starts = np.searchsorted(tracks[members], np.arange(tracks.max(initial=NO_TRACK) + 2))
+    keep = tracks >= 0
+    drop_strays(points, members, starts, keep)
+    tracks[~keep] = NO_TRACK
     tracks = _join(points, number_tracks(tracks), low, high, score)
     return number_tracks(tracks[rank])
 
@@ -168,7 +164,6 @@ def _paths_of_links(
         np.searchsorted(low[by_inner], ranks),
         by_inner,
         np.searchsorted(high, ranks),
-        MISSING_LINK,
         points,
     )
 

@@ -1,4 +1,8 @@
-"""Compiled loops of the labelling by paths of links: the best path outwards, again and again."""
+"""Compiled loops of the labelling along helices: the likeliest path outwards, again and again.
+
+Numba keeps compiled code by the file that it is in: after a change of `helix.py`, remove `stages/__pycache__`, or
+what is compiled here goes on with the functions of before.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,12 @@ def linked_paths(
     starts_at: NDArray[np.int64],
     by_inner: NDArray[np.int64],
     ends_at: NDArray[np.int64],
-    missing: float,
     points: Floats,
 ) -> NDArray[np.int64]:
     """Take out the path with the largest gain, again and again; all hits are given by rank from the inside.
 
     The gain of a path is the sum of its edges' gains, and half of the gain of each edge that skips one of its
-    hits (``missing`` where there is no such edge). Every step of a path has a positive gain of its own: two
+    hits, where there is one. Every step of a path has a positive gain of its own: two
     good paths are not chained by a bad link. And at every step the last four hits (three at a path's second step)
     are on one helix.
 
@@ -44,8 +47,6 @@ def linked_paths(
         Edges that start at hit h: ``by_inner[starts_at[h]:starts_at[h + 1]]``.
     ends_at
         Edges that end at hit h: ``ends_at[h]:ends_at[h + 1]``.
-    missing
-        Gain of an edge that is not there, where a path skips one.
     points
         float64 [n_hits, 5], of :func:`tritrack.stages.helix.measured`.
 
@@ -62,7 +63,7 @@ def linked_paths(
     ways = [(0.0, 0) for _ in range(0)]  # (minus the gain, last edge); outdated ones stay in it
     changed = [0 for _ in range(0)]
     for edge in range(n_edges):
-        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing, points)
+        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, points)
         if best[edge] > 0.0:
             ways.append((-best[edge], edge))
     heapq.heapify(ways)
@@ -84,7 +85,7 @@ def linked_paths(
             if gone[edge]:
                 continue
             before, way = best[edge], previous[edge]
-            _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, missing, points)
+            _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, points)
             if best[edge] != before or previous[edge] != way:
                 _add_followers(edge, True, outer, starts_at, by_inner, gone, previous, changed)
             if best[edge] != before and best[edge] > 0.0:
@@ -102,7 +103,6 @@ def _find_best(
     gone: NDArray[np.bool_],
     best: NDArray[np.float64],
     previous: NDArray[np.int64],
-    missing: float,
     points: Floats,
 ) -> None:
     middle, last = inner[edge], outer[edge]
@@ -115,7 +115,7 @@ def _find_best(
         while skipping < end and inner[skipping] < inner[before]:
             skipping += 1
         there = skipping < end and inner[skipping] == inner[before]
-        step = gain[edge] + 0.5 * (gain[skipping] if there else missing)
+        step = gain[edge] + 0.5 * (gain[skipping] if there else 0.0)
         if (
             step > 0.0
             and best[before] + step > best[edge]

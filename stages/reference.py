@@ -115,13 +115,10 @@ def helix_labels(
         if a != b and raw >= np.float32(min(labelling.JOINING_LINK, cut)):
             score[pair] = max(score.get(pair, 0.0), float(rounded))
     links = sorted(score, key=lambda pair: (place[pair[1]], place[pair[0]]))
-    groups: list[list[int]] = []
-    for _ in range(labelling.ROUNDS):
-        taken = {hit for group in groups for hit in group}
-        free = [p for p in links if score[p] >= cut and not taken & set(p)]
-        paths = _likely_paths(points, {pair: score[pair] for pair in free}, cut=cut)
-        groups += [_without_strays(points, path) for path in paths if len(path) >= MIN_TRACK_HITS]
-    groups = [group for group in groups if len(group) >= MIN_TRACK_HITS]
+    likely = {pair: score[pair] for pair in links if score[pair] >= cut}
+    paths = _likely_paths(points, likely, cut=cut)
+    groups = [_without_strays(points, path) for path in paths if len(path) >= MIN_TRACK_HITS]
+    groups = [group for group in groups if group]
     taken = {hit for group in groups for hit in group}
     groups += [[hit] for hit in order if hit not in taken]
     groups = _joined(points, groups, score, place)
@@ -147,7 +144,7 @@ def _likely_paths(
         for (a, b), own in gain.items():
             best[a, b] = (max(own, 0.0), [a, b])
             for (z, middle), (total, path) in list(best.items()):
-                step = own + 0.5 * gain.get((z, b), labelling.MISSING_LINK)
+                step = own + 0.5 * gain.get((z, b), 0.0)
                 better = middle == a and total > 0.0 and step > 0.0 and total + step > best[a, b][0]
                 if better and _one_helix(points[[*path[-3:], b]]):
                     best[a, b] = (total + step, [*path, b])
