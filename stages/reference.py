@@ -80,15 +80,17 @@ def path_labels(
         for raw, score, inner, outer in zip(edge_score, round_scores(edge_score), *edge_index, strict=True)
         if raw >= np.float32(cut)
     ]
+    edges.sort(key=lambda edge: distance[edge[1]])  # of equal sums the way from the innermost hit counts
     free = set(range(len(hits)))
     tracks: list[list[int]] = []
     while edges:
-        best: dict[int, tuple[float, list[int]]] = {hit: (0.0, [hit]) for hit in free}
-        for hit in sorted(free, key=lambda hit: (distance[hit], hit)):
+        outwards = sorted(free, key=lambda hit: (distance[hit], hit))
+        best: dict[int, tuple[float, list[int]]] = {hit: (0.0, [hit]) for hit in outwards}
+        for hit in outwards:
             for score, inner, outer in edges:
                 if outer == hit and best[inner][0] + score > best[hit][0]:
                     best[hit] = (best[inner][0] + score, [*best[inner][1], hit])
-        tracks.append(max(best.values())[1])
+        tracks.append(max(best.values(), key=lambda way: way[0])[1])
         free -= set(tracks[-1])
         edges = [edge for edge in edges if {edge[1], edge[2]} <= free]
     labels = np.full(len(hits), NO_TRACK, dtype=np.int64)

@@ -97,7 +97,7 @@ def check_labels(labels):
 
 
 @settings(deadline=None, max_examples=150)
-@given(graphs(tied_scores=False))
+@given(st.booleans().flatmap(lambda tied: graphs(tied_scores=tied)))
 def test_same_as_the_plain_ones(graph):
     hits, edges, score = graph
     assert np.array_equal(
