@@ -21,6 +21,10 @@ MIN_HELIX_HITS = 4
 # part that grows with the curvature (1 GeV in 2 T is a radius of 1667 mm) and the length of the track; and a bound.
 _ACROSS, _ACROSS_SCATTERED, _ACROSS_MOST = 0.2, 1.5, 4.0  # mm, mm, mm
 _ALONG, _ALONG_SCATTERED, _ALONG_MOST = 1.0, 6.0, 12.0  # of the resolution
+# In a real solenoid the field falls off towards its ends: a track's curvature changes on its way there. A path, whose
+# every four hits are on one helix, is allowed that; what joins must fit without.
+PATH_FIELD, JOIN_FIELD = 0.012, 0.0  # of length^2 / radius
+_SOLENOID, _FIELD_MOST = 3000.0, 6.0  # mm
 
 # A particle crosses a surface once. Surfaces that overlap are half a millimetre apart or more.
 ONE_SURFACE = 0.4  # mm of depth
@@ -115,7 +119,9 @@ def fit_circle(points: Floats, use: Mask) -> Circle:
 
 
 @numba.njit(cache=True, nogil=True)
-def tolerances(radius: float, slope: float, length: float) -> tuple[float, float]:
+def tolerances(
+    radius: float, slope: float, length: float, reach: float, field: float
+) -> tuple[float, float, float]:
     """Return how far a hit may lie from a helix.
 
     Parameters
@@ -126,21 +132,26 @@ def tolerances(radius: float, slope: float, length: float) -> tuple[float, float
         dz over the length of arc.
     length
         Of the arc, in mm.
+    reach
+        Largest abs(z) of the track, in mm.
+    field
+        ``PATH_FIELD`` or ``JOIN_FIELD``.
 
     Returns
     -------
     tuple of float
-        Across the field in mm, and along z in units of a hit's resolution.
+        Across the field in mm; along z in units of a hit's resolution; and what comes to that, in mm.
     """
     scattered = length / radius
     across = min(_ACROSS + _ACROSS_SCATTERED * scattered, _ACROSS_MOST)
     # On a disk it is the radius that is measured, and a slope turns its error into one of z.
     along = min(_ALONG + _ALONG_SCATTERED * scattered, _ALONG_MOST) * max(1.0, abs(slope))
-    return across, along
+    bend = min(field * length * scattered * reach / _SOLENOID, _FIELD_MOST)
+    return across + bend, along, bend * max(1.0, abs(slope))
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def misfit(points: Floats, use: Mask) -> Floats:
+def misfit(points: Floats, use: Mask, field: float) -> Floats:
     """Fit a helix and return each point's distance from it in units of the tolerance, float64 [n].
 
     Parameters
@@ -150,6 +161,8 @@ def misfit(points: Floats, use: Mask) -> Floats:
     use
         bool [n], the points that the helix is fitted to: a circle across the field, and z linear in the length
         of arc, weighted by resolution.
+    field
+        See :func:`tolerances`.
     """
     n = use.size
     x0, y0, radius = fit_circle(points, use)
@@ -174,11 +187,12 @@ def misfit(points: Floats, use: Mask) -> Floats:
             ss += w * (arc[i] - mean_s) ** 2
             sz += w * (arc[i] - mean_s) * (points[i, 2] - mean_z)
     slope = sz / ss if ss > 1e-9 else 0.0
-    across, along = tolerances(radius, slope, abs(arc[n - 1]))
+    reach = np.abs(points[:, 2]).max()
+    across, along, bend = tolerances(radius, slope, abs(arc[n - 1]), reach, field)
     off = np.empty(n, dtype=np.float64)
     for i in range(n):
         from_circle = abs(np.hypot(points[i, 0] - x0, points[i, 1] - y0) - radius) / across
-        from_line = abs(points[i, 2] - mean_z - slope * (arc[i] - mean_s)) / (points[i, 3] * along)
+        from_line = abs(points[i, 2] - mean_z - slope * (arc[i] - mean_s)) / (points[i, 3] * along + bend)
         off[i] = max(from_circle, from_line)
     return off
 
@@ -196,7 +210,7 @@ def is_one_helix(points: Floats) -> bool:
         step = points[i + 1] - points[i]
         if abs(step[4]) < ONE_SURFACE and np.hypot(np.hypot(step[0], step[1]), step[2]) < ONE_MODULE:
             return False
-    fits: bool = misfit(points, np.ones(points.shape[0], dtype=np.bool_)).max() <= 1.0
+    fits: bool = misfit(points, np.ones(points.shape[0], dtype=np.bool_), JOIN_FIELD).max() <= 1.0
     return fits
 
 
@@ -212,13 +226,13 @@ def on_one_helix(points: Floats) -> Mask:
     """
     n = points.shape[0]
     everything = np.ones(n, dtype=np.bool_)
-    if misfit(points, everything).max() <= 1.0:
+    if misfit(points, everything, PATH_FIELD).max() <= 1.0:
         return everything
     agreeing = _most_agreeing(points)
     for _ in range(REFITS):
         if agreeing.sum() < MIN_HELIX_HITS:
             break
-        again = misfit(points, agreeing) <= 1.0
+        again = misfit(points, agreeing, PATH_FIELD) <= 1.0
         settled = (again == agreeing).all()
         agreeing = again
         if settled:
@@ -243,7 +257,7 @@ def _most_agreeing(points: Floats) -> Mask:
                 if np.hypot(points[i, 0] - points[k, 0], points[i, 1] - points[k, 1]) < MIN_LEVER:
                     continue
                 three[i], three[j], three[k] = True, True, True
-                off = misfit(points, three)
+                off = misfit(points, three, JOIN_FIELD)
                 if off[i] <= 1.0 and off[j] <= 1.0 and off[k] <= 1.0:
                     near = off <= 1.0
                     distance = np.sum(np.where(near, off * off, 0.0))

@@ -184,14 +184,17 @@ def _without_strays(points: NDArray[np.float64], path: list[int]) -> list[int]:
     """Return the hits of a path that lie on one helix, see :func:`tritrack.stages.helix.on_one_helix`."""
     track = points[path]
     n = len(path)
-    if n < helix.MIN_HELIX_HITS or (_misfit(track, np.ones(n, dtype=np.bool_)) <= 1.0).all():
+    if (
+        n < helix.MIN_HELIX_HITS
+        or (_misfit(track, np.ones(n, dtype=np.bool_), helix.PATH_FIELD) <= 1.0).all()
+    ):
         return path
     n_anchors = min(n, helix.MAX_ANCHORS)
     anchors = [number * (n - 1) // (n_anchors - 1) for number in range(n_anchors)]
     found: list[tuple[int, float, NDArray[np.bool_]]] = [(0, 0.0, np.zeros(n, dtype=np.bool_))]
     for three in itertools.combinations(anchors, 3):
         if np.hypot(*(track[three[0], :2] - track[three[2], :2])) >= helix.MIN_LEVER:
-            off = _misfit(track, np.isin(np.arange(n), three))
+            off = _misfit(track, np.isin(np.arange(n), three), helix.JOIN_FIELD)
             if (off[list(three)] <= 1.0).all():
                 near = off <= 1.0
                 found.append((int(near.sum()), -float(np.square(off[near]).sum()), near))
@@ -199,7 +202,7 @@ def _without_strays(points: NDArray[np.float64], path: list[int]) -> list[int]:
     for _ in range(helix.REFITS):
         if agreeing.sum() < helix.MIN_HELIX_HITS:
             return []
-        agreeing, before = _misfit(track, agreeing) <= 1.0, agreeing
+        agreeing, before = _misfit(track, agreeing, helix.PATH_FIELD) <= 1.0, agreeing
         if np.array_equal(agreeing, before):
             break
     return [path[i] for i in np.flatnonzero(agreeing)] if agreeing.sum() >= helix.MIN_HELIX_HITS else []
@@ -210,10 +213,10 @@ def _one_helix(points: NDArray[np.float64]) -> bool:
     one_surface = np.abs(step[:, 4]) < helix.ONE_SURFACE
     if (one_surface & (np.linalg.norm(step[:, :3], axis=1) < helix.ONE_MODULE)).any():
         return False
-    return bool((_misfit(points, np.ones(len(points), dtype=np.bool_)) <= 1.0).all())
+    return bool((_misfit(points, np.ones(len(points), dtype=np.bool_), helix.JOIN_FIELD) <= 1.0).all())
 
 
-def _misfit(points: NDArray[np.float64], use: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _misfit(points: NDArray[np.float64], use: NDArray[np.bool_], field: float) -> NDArray[np.float64]:
     """Distance from a helix as in :func:`tritrack.stages.helix.misfit`, the circle by singular values."""
     xy, z, resolution = points[:, :2], points[:, 2], points[:, 3]
     x0, y0, radius = _circle(xy[use])
@@ -224,9 +227,9 @@ def _misfit(points: NDArray[np.float64], use: NDArray[np.bool_]) -> NDArray[np.f
     mean_s, mean_z = np.average(arc, weights=weight), np.average(z, weights=weight)
     ss = np.sum(weight * (arc - mean_s) ** 2)
     slope = np.sum(weight * (arc - mean_s) * (z - mean_z)) / ss if ss > 1e-9 else 0.0
-    across, along = helix.tolerances(radius, slope, abs(arc[-1]))
+    across, along, bend = helix.tolerances(radius, slope, abs(arc[-1]), np.abs(z).max(), field)
     from_circle = np.abs(np.hypot(xy[:, 0] - x0, xy[:, 1] - y0) - radius) / across
-    from_line = np.abs(z - mean_z - slope * (arc - mean_s)) / (resolution * along)
+    from_line = np.abs(z - mean_z - slope * (arc - mean_s)) / (resolution * along + bend)
     off: NDArray[np.float64] = np.maximum(from_circle, from_line)
     return off
 

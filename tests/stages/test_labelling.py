@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
-from tritrack.stages.helix import fit_circle, measured, misfit, on_one_helix
+from tritrack.stages.helix import JOIN_FIELD, fit_circle, measured, misfit, on_one_helix
 from tritrack.stages.labelling import LABELLINGS, components, helix, number_tracks, walkthrough
 from tritrack.stages.reference import component_labels, helix_labels, path_labels
 
@@ -302,7 +302,7 @@ def test_a_circle_is_found(radius):
 def test_misfit_is_in_tolerances():
     hits = along_helix()
     hits[4, 2] += 4.0
-    off = misfit(measured(hits.astype(np.float32)), np.arange(8) != 4)
+    off = misfit(measured(hits.astype(np.float32)), np.arange(8) != 4, JOIN_FIELD)
     assert off[4] > 1
     assert off[np.arange(8) != 4].max() < 0.1
 
