@@ -61,6 +61,31 @@ def drawn_edges(*, n_hits: int, n_edges: int, seed: int) -> NDArray[np.int32]:
     return rng.integers(0, n_hits, (2, n_edges), dtype=np.int32)
 
 
+def drawn_helices(*, n_tracks: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Draw hits along helices, and the pairs of these at most two steps apart, with as many of any two hits.
+
+    Returns
+    -------
+    hits : ndarray
+        float32 [10 * n_tracks, 3] in mm.
+    edges : ndarray
+        int32 [2, n_edges], in no order.
+    """
+    rng = np.random.default_rng(seed)
+    r = np.array(_BARREL_R)
+    radius = rng.uniform(1000.0, 5000.0, (n_tracks, 1)) * rng.choice([-1, 1], (n_tracks, 1))
+    half_angle = np.arcsin(r / (2 * radius))
+    phi = rng.uniform(-np.pi, np.pi, (n_tracks, 1)) + half_angle
+    z = rng.uniform(-1.0, 1.0, (n_tracks, 1)) * 2 * radius * half_angle
+    hits = np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=2).reshape(-1, 3)
+    hits += rng.normal(0.0, 0.05, hits.shape)
+    place = np.arange(hits.shape[0]).reshape(n_tracks, -1)
+    steps = [np.stack([place[:, :-gap].ravel(), place[:, gap:].ravel()]) for gap in (1, 2)]
+    pairs = np.concatenate(steps, axis=1)
+    others = drawn_edges(n_hits=hits.shape[0], n_edges=pairs.shape[1], seed=seed) if n_tracks else pairs
+    return hits.astype(np.float32), np.concatenate([pairs, others], axis=1).astype(np.int32)
+
+
 def drawn_cases() -> list[Case]:
     """Return the cases that need no events: every size is another than the exporter's example."""
     sizes = [(0, 0), (1, 0), (2, 0), (2, 1), (40, 0), (40, 1), (300, 2000), (4000, 1500), (3000, 20_000)]

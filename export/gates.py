@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tritrack.export.cases import drawn_edges, drawn_hits
+from tritrack.export.cases import drawn_edges, drawn_helices, drawn_hits
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING
 from tritrack.stages.graph import radius_graph
-from tritrack.stages.labelling import components, walkthrough
+from tritrack.stages.labelling import components, helix, walkthrough
 from tritrack.stages.networks import run_network
-from tritrack.stages.reference import component_labels, path_labels, radius_pairs
+from tritrack.stages.reference import component_labels, helix_labels, path_labels, radius_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,13 +138,17 @@ def gate_graph(
 
 
 def gate_labelling(*, cut: float) -> list[GateResult]:
-    """Compare both labellings with plain ones, on hits and edges drawn by seed."""
+    """Compare the labellings with plain ones, on hits and edges drawn by seed."""
     results = []
-    for n_hits, n_edges in [(0, 0), (1, 0), (2, 1), (30, 0), (30, 40), (120, 100), (120, 200)]:
-        hits = drawn_hits(n_hits=n_hits, seed=n_hits)
-        edges = _inner_first(hits, drawn_edges(n_hits=n_hits, n_edges=n_edges, seed=n_edges))
+    sizes = [(0, 0), (1, 0), (2, 1), (30, 0), (30, 40), (120, 100), (120, 200)]
+    graphs = [
+        (drawn_hits(n_hits=n, seed=n), drawn_edges(n_hits=n, n_edges=n_edges, seed=n_edges))
+        for n, n_edges in sizes
+    ]
+    for hits, pairs in [*graphs, drawn_helices(n_tracks=12, seed=1)]:
+        n_hits, edges = hits.shape[0], _inner_first(hits, pairs)
         # Every other score passes the cut, whatever it is.
-        rng = np.random.default_rng(n_edges)
+        rng = np.random.default_rng(edges.shape[1])
         score = np.where(
             rng.random(edges.shape[1]) < 0.5,
             rng.uniform(cut, 1.0, edges.shape[1]),
@@ -153,10 +157,12 @@ def gate_labelling(*, cut: float) -> list[GateResult]:
         found = {
             "components": components(hits, edges, score, cut=cut),
             "walkthrough": walkthrough(hits, edges, score, cut=cut),
+            "helix": helix(hits, edges, score, cut=cut),
         }
         wanted = {
             "components": component_labels(n_hits, edges, score, cut=cut),
             "walkthrough": path_labels(hits, edges, score, cut=cut),
+            "helix": helix_labels(hits, edges, score, cut=cut),
         }
         results += [
             GateResult(

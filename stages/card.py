@@ -25,7 +25,7 @@ def engine_file(stage: str) -> str:
 
 
 GraphMethod = Literal["radius", "knn"]
-LabellingMethod = Literal["components", "walkthrough"]
+LabellingMethod = Literal["components", "walkthrough", "helix"]
 WorkingPointName = Literal["fast", "balanced", "best"]
 
 WORKING_POINTS: tuple[WorkingPointName, ...] = get_args(WorkingPointName)

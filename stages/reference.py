@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tritrack.stages import helix, labelling
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.labelling import round_scores
 
@@ -97,15 +99,17 @@ def path_labels(
         for raw, score, inner, outer in zip(edge_score, round_scores(edge_score), *edge_index, strict=True)
         if raw >= np.float32(cut)
     ]
+    edges.sort(key=lambda edge: distance[edge[1]])  # of equal sums the way from the innermost hit counts
     free = set(range(len(hits)))
     tracks: list[list[int]] = []
     while edges:
-        best: dict[int, tuple[float, list[int]]] = {hit: (0.0, [hit]) for hit in free}
-        for hit in sorted(free, key=lambda hit: (distance[hit], hit)):
+        outwards = sorted(free, key=lambda hit: (distance[hit], hit))
+        best: dict[int, tuple[float, list[int]]] = {hit: (0.0, [hit]) for hit in outwards}
+        for hit in outwards:
             for score, inner, outer in edges:
                 if outer == hit and best[inner][0] + score > best[hit][0]:
                     best[hit] = (best[inner][0] + score, [*best[inner][1], hit])
-        tracks.append(max(best.values())[1])
+        tracks.append(max(best.values(), key=lambda way: way[0])[1])
         free -= set(tracks[-1])
         edges = [edge for edge in edges if {edge[1], edge[2]} <= free]
     labels = np.full(len(hits), NO_TRACK, dtype=np.int64)
@@ -113,3 +117,156 @@ def path_labels(
     for number, track in enumerate(sorted(whole, key=min)):
         labels[track] = number
     return labels
+
+
+def helix_labels(
+    hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
+) -> NDArray[np.int64]:
+    """Find likely paths along helices, drop strays, join what one helix fits: with sets, lists and NumPy's fits.
+
+    Parameters and return value as in :func:`tritrack.stages.labelling.helix`.
+    """
+    points = helix.measured(hits)
+    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    order = sorted(range(len(hits)), key=lambda hit: (distance[hit], *hits[hit].tolist()))
+    place = {hit: number for number, hit in enumerate(order)}
+    score: dict[tuple[int, int], float] = {}
+    for raw, rounded, a, b in zip(edge_score, round_scores(edge_score), *edge_index, strict=True):
+        pair = (int(a), int(b)) if place[a] < place[b] else (int(b), int(a))
+        if a != b and raw >= np.float32(min(labelling.JOINING_LINK, cut)):
+            score[pair] = max(score.get(pair, 0.0), float(rounded))
+    links = sorted(score, key=lambda pair: (place[pair[1]], place[pair[0]]))
+    likely = {pair: score[pair] for pair in links if score[pair] >= cut}
+    paths = _likely_paths(points, likely, cut=cut)
+    groups = [_without_strays(points, path) for path in paths if len(path) >= MIN_TRACK_HITS]
+    groups = [group for group in groups if group]
+    taken = {hit for group in groups for hit in group}
+    groups += [[hit] for hit in order if hit not in taken]
+    groups = _joined(points, groups, score, place)
+    labels = np.full(len(hits), NO_TRACK, dtype=np.int64)
+    whole = [group for group in groups if len(group) >= MIN_TRACK_HITS]
+    for number, group in enumerate(sorted(whole, key=min)):
+        labels[group] = number
+    return labels
+
+
+def _likely_paths(
+    points: NDArray[np.float64], score: dict[tuple[int, int], float], *, cut: float
+) -> list[list[int]]:
+    """Take out the path with the largest gain, again and again; ``score`` in the order of the outer hits."""
+
+    def log_odds(value: float) -> float:
+        return float(labelling.log_odds(np.array(value)))
+
+    gain = {pair: log_odds(value) - log_odds(cut) for pair, value in score.items()}
+    paths: list[list[int]] = []
+    while True:
+        best: dict[tuple[int, int], tuple[float, list[int]]] = {}
+        for (a, b), own in gain.items():
+            best[a, b] = (max(own, 0.0), [a, b])
+            for (z, middle), (total, path) in list(best.items()):
+                step = own + 0.5 * gain.get((z, b), 0.0)
+                better = middle == a and total > 0.0 and step > 0.0 and total + step > best[a, b][0]
+                if better and _one_helix(points[[*path[-3:], b]]):
+                    best[a, b] = (total + step, [*path, b])
+        total, path = max(best.values(), key=lambda way: way[0], default=(0.0, []))
+        if total <= 0.0:
+            return paths
+        paths.append(path)
+        gain = {pair: value for pair, value in gain.items() if not set(pair) & set(path)}
+
+
+def _joined(
+    points: NDArray[np.float64],
+    groups: list[list[int]],
+    score: dict[tuple[int, int], float],
+    place: dict[int, int],
+) -> list[list[int]]:
+    by_first = sorted(groups, key=lambda group: min(place[hit] for hit in group))
+    number = {hit: i for i, group in enumerate(by_first) for hit in group}
+    linked: dict[tuple[int, int], float] = {}
+    for (a, b), value in score.items():
+        pair = (min(number[a], number[b]), max(number[a], number[b]))
+        if value >= labelling.JOINING_LINK and pair[0] != pair[1]:
+            linked[pair] = linked.get(pair, 0.0) + value
+    current = dict(enumerate(by_first))  # the group that each group has become part of
+    for i, j in sorted(linked, key=lambda pair: (-linked[pair], pair)):
+        one, other = current[i], current[j]
+        both = sorted(one + other, key=lambda hit: place[hit])
+        large = max(len(one), len(other)) >= helix.MIN_HELIX_HITS
+        if one is not other and large and _one_helix(points[both]):
+            current |= {k: both for k, group in current.items() if group is one or group is other}
+    return list({id(group): group for group in current.values()}.values())
+
+
+def _without_strays(points: NDArray[np.float64], path: list[int]) -> list[int]:
+    """Return the hits of a path that lie on one helix, see :func:`tritrack.stages.helix.on_one_helix`."""
+    track = points[path]
+    n = len(path)
+    if (
+        n < helix.MIN_HELIX_HITS
+        or (_misfit(track, np.ones(n, dtype=np.bool_), helix.PATH_FIELD) <= 1.0).all()
+    ):
+        return path
+    n_anchors = min(n, helix.MAX_ANCHORS)
+    anchors = [number * (n - 1) // (n_anchors - 1) for number in range(n_anchors)]
+    found: list[tuple[int, float, NDArray[np.bool_]]] = [(0, 0.0, np.zeros(n, dtype=np.bool_))]
+    for three in itertools.combinations(anchors, 3):
+        if np.hypot(*(track[three[0], :2] - track[three[2], :2])) >= helix.MIN_LEVER:
+            off = _misfit(track, np.isin(np.arange(n), three), helix.JOIN_FIELD)
+            if (off[list(three)] <= 1.0).all():
+                near = off <= 1.0
+                found.append((int(near.sum()), -float(np.square(off[near]).sum()), near))
+    agreeing = max(found, key=lambda way: way[:2])[2]
+    for _ in range(helix.REFITS):
+        if agreeing.sum() < helix.MIN_HELIX_HITS:
+            return []
+        agreeing, before = _misfit(track, agreeing, helix.PATH_FIELD) <= 1.0, agreeing
+        if np.array_equal(agreeing, before):
+            break
+    return [path[i] for i in np.flatnonzero(agreeing)] if agreeing.sum() >= helix.MIN_HELIX_HITS else []
+
+
+def _one_helix(points: NDArray[np.float64]) -> bool:
+    step = np.diff(points, axis=0)
+    one_surface = np.abs(step[:, 4]) < helix.ONE_SURFACE
+    if (one_surface & (np.linalg.norm(step[:, :3], axis=1) < helix.ONE_MODULE)).any():
+        return False
+    return bool((_misfit(points, np.ones(len(points), dtype=np.bool_), helix.JOIN_FIELD) <= 1.0).all())
+
+
+def _misfit(points: NDArray[np.float64], use: NDArray[np.bool_], field: float) -> NDArray[np.float64]:
+    """Distance from a helix as in :func:`tritrack.stages.helix.misfit`, the circle by singular values."""
+    xy, z, resolution = points[:, :2], points[:, 2], points[:, 3]
+    x0, y0, radius = _circle(xy[use])
+    angle = np.unwrap(np.arctan2(xy[:, 1] - y0, xy[:, 0] - x0))
+    radius = max(radius, 1.0)
+    arc = radius * (angle - angle[0])
+    weight = use / resolution**2
+    mean_s, mean_z = np.average(arc, weights=weight), np.average(z, weights=weight)
+    ss = np.sum(weight * (arc - mean_s) ** 2)
+    slope = np.sum(weight * (arc - mean_s) * (z - mean_z)) / ss if ss > 1e-9 else 0.0
+    across, along, bend = helix.tolerances(radius, slope, abs(arc[-1]), np.abs(z).max(), field)
+    from_circle = np.abs(np.hypot(xy[:, 0] - x0, xy[:, 1] - y0) - radius) / across
+    from_line = np.abs(z - mean_z - slope * (arc - mean_s)) / (resolution * along + bend)
+    off: NDArray[np.float64] = np.maximum(from_circle, from_line)
+    return off
+
+
+def _circle(xy: NDArray[np.float64]) -> tuple[float, float, float]:
+    mean = xy.mean(axis=0)
+    near = xy - mean
+    square = np.square(near).sum(axis=1)
+    spread = square.mean()
+    covariance = near.T @ near / len(xy)
+    if np.linalg.det(covariance) > helix.COLLINEAR * spread**2:
+        lifted = (square - spread) / (2 * np.sqrt(spread))
+        a, b, c = np.linalg.svd(np.column_stack([lifted, near]), full_matrices=True)[2][2]
+        a /= 2 * np.sqrt(spread)
+        if a != 0.0:
+            radius = np.sqrt(b**2 + c**2 + 4 * a**2 * spread) / abs(2 * a)
+            if radius < helix.STRAIGHT:
+                return mean[0] - b / (2 * a), mean[1] - c / (2 * a), radius
+    angle = 0.5 * np.arctan2(2 * covariance[0, 1], covariance[0, 0] - covariance[1, 1])
+    across = helix.STRAIGHT * np.array([-np.sin(angle), np.cos(angle)])
+    return mean[0] + across[0], mean[1] + across[1], helix.STRAIGHT

@@ -12,6 +12,7 @@ from tritrack.export.cases import drawn_cases, drawn_hits, event_cases
 from tritrack.export.gates import GateError, GateResult, gate_graph, gate_labelling, gate_network, require
 from tritrack.stages.contract import STAGES
 from tritrack.stages.engine import OnnxEngine
+from tritrack.stages.labelling import LABELLINGS
 from tritrack.stages.networks import run_network
 from tritrack.stages.weights import load_weights
 
@@ -117,10 +118,10 @@ def test_a_graph_that_loses_a_pair_fails(small_weights, monkeypatch):
 def test_labelling_passes():
     results = gate_labelling(cut=0.4)
     require(results)
-    assert {result.case.split(",")[0] for result in results} == {"components", "walkthrough"}
+    assert {result.case.split(",")[0] for result in results} == set(LABELLINGS)
 
 
-@pytest.mark.parametrize("method", ["components", "walkthrough"])
+@pytest.mark.parametrize("method", sorted(LABELLINGS))
 def test_a_labelling_that_loses_a_track_fails(monkeypatch, method):
     whole = getattr(gates, method)
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 pytest.importorskip("numba")
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
-from tritrack.stages.labelling import LABELLINGS, components, number_tracks, walkthrough
-from tritrack.stages.reference import component_labels, path_labels
+from tritrack.stages.helix import JOIN_FIELD, fit_circle, measured, misfit, on_one_helix
+from tritrack.stages.labelling import LABELLINGS, components, helix, number_tracks, walkthrough
+from tritrack.stages.reference import component_labels, helix_labels, path_labels
 
 CUT = 0.5
 
@@ -96,7 +97,7 @@ def check_labels(labels):
 
 
 @settings(deadline=None, max_examples=150)
-@given(graphs(tied_scores=False))
+@given(st.booleans().flatmap(lambda tied: graphs(tied_scores=tied)))
 def test_same_as_the_plain_ones(graph):
     hits, edges, score = graph
     assert np.array_equal(
@@ -155,3 +156,172 @@ def test_a_walk_through_follows_edges_whatever_they_are(n_hits, n_edges, seed):
 )
 def test_number_tracks(group, labels):
     assert number_tracks(np.array(group, dtype=np.int64)).tolist() == labels
+
+
+LAYERS = (32.0, 72.0, 116.0, 172.0, 260.0, 360.0, 500.0, 660.0)
+
+
+def along_helix(*, radius=3000.0, phi=0.3, slope=0.2, layers=LAYERS):
+    """Hits of a particle from the origin, float64 [n, 3] in mm; a negative radius bends the other way."""
+    r = np.array(layers)
+    half_angle = np.arcsin(r / (2 * radius))
+    arc = 2 * radius * half_angle
+    return np.stack([r * np.cos(phi + half_angle), r * np.sin(phi + half_angle), slope * arc], axis=1)
+
+
+def links(*chains, score=0.9):
+    """Edges between neighbours, and neighbours but one, of chains of hits."""
+    return [
+        (chain[i], chain[i + gap], score)
+        for chain in chains
+        for gap in (1, 2)
+        for i in range(len(chain) - gap)
+    ]
+
+
+def find(hits, edges, *, cut=0.5):
+    labels = helix(np.asarray(hits, dtype=np.float32), *edges_of(*edges), cut=cut)
+    check_labels(labels)
+    return labels.tolist()
+
+
+def test_helix_takes_a_track():
+    assert find(along_helix(), links(range(8))) == [0] * 8
+
+
+def test_a_straight_line_is_a_helix():
+    hits = np.outer(LAYERS, [1.0, 0.0, 0.5])
+    assert find(hits, links(range(8))) == [0] * 8
+
+
+def test_an_interloper_with_good_links_is_dropped_and_a_hit_without_is_fetched():
+    hits = np.concatenate([along_helix(), along_helix(phi=0.33, layers=[210.0])])
+    edges = [edge for edge in links(range(8)) if 5 not in edge[:2]]
+    edges += [(3, 8, 0.99), (8, 4, 0.99), (4, 5, 0.05)]
+    assert find(hits, edges) == [0] * 8 + [-1]
+
+
+def test_two_tracks_chained_by_good_links_stay_two():
+    inner, outer = along_helix(layers=LAYERS[:4]), along_helix(phi=0.4, radius=-2000.0, layers=LAYERS[3:])
+    edges = [*links(range(4), range(4, 9)), (3, 4, 0.99), (2, 4, 0.99), (3, 5, 0.99)]
+    assert find(np.concatenate([inner, outer]), edges) == [0] * 4 + [1] * 5
+
+
+@pytest.mark.parametrize(("score", "labels"), [(0.05, [0] * 8), (0.001, [0] * 4 + [1] * 4)])
+def test_two_parts_of_a_track_are_joined_by_a_poor_link(score, labels):
+    assert find(along_helix(), [*links(range(4), range(4, 8)), (3, 4, score)]) == labels
+
+
+def test_two_parts_that_one_helix_does_not_fit_are_not_joined():
+    parts = along_helix(layers=LAYERS[:4]), along_helix(phi=0.34, layers=LAYERS[4:])
+    edges = [*links(range(4), range(4, 8)), (3, 4, 0.4), (2, 4, 0.4)]
+    assert find(np.concatenate(parts), edges) == [0] * 4 + [1] * 4
+
+
+def test_two_hits_on_a_layer_are_one_track_where_modules_overlap_and_not_on_one_module():
+    layers = (*LAYERS[:4], 174.0, *LAYERS[4:])
+    assert find(along_helix(layers=layers), links(range(9))) == [0] * 9
+    hits = along_helix(layers=(*LAYERS[:4], 172.1, *LAYERS[4:]))
+    # The better linked of the two is on the track.
+    edges = [*links((0, 1, 2, 3, 5, 6, 7, 8)), (2, 4, 0.6), (4, 5, 0.6)]
+    assert find(hits, edges) == [0, 0, 0, 0, -1, 0, 0, 0, 0]
+
+
+def test_a_lost_hit_is_skipped():
+    edges = [edge for edge in links(range(8)) if 4 not in edge[:2]]
+    assert find(along_helix(), edges) == [0, 0, 0, 0, -1, 0, 0, 0]
+
+
+def test_the_better_of_two_crossing_tracks_has_the_hit():
+    hits = np.concatenate([along_helix(), along_helix(radius=-3000.0, phi=0.35)])
+    edges = [*links(range(8), range(8, 16)), (3, 12, 0.6), (12, 5, 0.6)]
+    assert find(hits, edges) == [0] * 8 + [1] * 8
+
+
+@st.composite
+def events(draw):
+    """Tracks along helices with strays, links of any quality between their hits, and some between any two."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    tracks = [
+        along_helix(
+            radius=rng.uniform(300.0, 6000.0) * rng.choice([-1, 1]) + 0.0,
+            phi=rng.uniform(0.0, 0.5),
+            slope=rng.uniform(-1.0, 1.0),
+            layers=[r for r in LAYERS if r < 500 and rng.random() < 0.9],
+        )
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+    hits = np.concatenate([*tracks, rng.uniform(-300.0, 300.0, (8, 3))])
+    hits = (hits + rng.normal(0.0, 0.05, hits.shape)).astype(np.float32)
+    track = np.concatenate([np.full(len(t), i) for i, t in enumerate(tracks)] + [np.full(8, -1)])
+    inner, outer = np.triu_indices(len(hits), 1)
+    same = (track[inner] == track[outer]) & (track[inner] >= 0)
+    linked = rng.random(inner.size) < np.where(same, 0.6, 0.08)
+    score = np.where(same, rng.beta(3, 1, inner.size), rng.beta(1, 3, inner.size))[linked]
+    if draw(st.booleans()):
+        score = np.round(score * 4) / 4  # ties
+    return hits, np.stack([inner, outer])[:, linked].astype(np.int32), score.astype(np.float32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(events())
+def test_helix_is_the_plain_one(event):
+    hits, edges, score = event
+    assert np.array_equal(helix(hits, edges, score, cut=0.3), helix_labels(hits, edges, score, cut=0.3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(events(), st.randoms(use_true_random=False))
+def test_permuted_hits_give_the_same_helices(event, random):
+    hits, edges, score = event
+    order = np.array(random.sample(range(len(hits)), len(hits)), dtype=np.int64)
+    new_index = np.argsort(order)
+    shuffled = np.array(random.sample(range(len(score)), len(score)), dtype=np.int64)
+    again = helix(hits[order], new_index[edges[:, shuffled]].astype(np.int32), score[shuffled], cut=0.3)
+    assert as_sets(helix(hits, edges, score, cut=0.3)) == as_sets(again[new_index])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 30), st.integers(0, 80), st.integers(0, 2**32 - 1))
+def test_helix_takes_whatever_edges(n_hits, n_edges, seed):
+    """Pairs of any order, twice, of a hit with itself; hits at one place, on the beam line, far away."""
+    rng = np.random.default_rng(seed)
+    hits = rng.choice([-1e5, -30.0, 0.0, 1.0, 30.0, 500.0], (n_hits, 3)).astype(np.float32)
+    edges = rng.integers(0, max(n_hits, 1), (2, n_edges if n_hits else 0), dtype=np.int32)
+    check_labels(helix(hits, edges, rng.random(edges.shape[1], dtype=np.float32), cut=CUT))
+
+
+@pytest.mark.parametrize("radius", [200.0, -1500.0, 1e5])
+def test_a_circle_is_found(radius):
+    hits = along_helix(radius=radius, layers=LAYERS[:6])
+    x, y, found = fit_circle(hits, np.ones(6, dtype=np.bool_))
+    assert found == pytest.approx(abs(radius), rel=1e-5)
+    assert np.hypot(x, y) == pytest.approx(found, rel=1e-5)
+
+
+def test_misfit_is_in_tolerances():
+    hits = along_helix()
+    hits[4, 2] += 4.0
+    off = misfit(measured(hits.astype(np.float32)), np.arange(8) != 4, JOIN_FIELD)
+    assert off[4] > 1
+    assert off[np.arange(8) != 4].max() < 0.1
+
+
+@pytest.mark.parametrize("n_strays", [0, 1, 2, 3])
+def test_strays_are_told_from_the_helix(n_strays):
+    hits = along_helix()
+    hits[1 : 1 + n_strays, 1] += np.array([15.0, -25.0, 40.0])[:n_strays]
+    expected = (np.arange(8) < 1) | (np.arange(8) > n_strays)
+    assert on_one_helix(measured(hits.astype(np.float32))).tolist() == expected.tolist()
+
+
+def test_of_hits_that_no_helix_fits_none_stay():
+    hits = np.random.default_rng(1).uniform(-500.0, 500.0, (7, 3)).astype(np.float32)
+    assert not on_one_helix(measured(hits)).any()
+
+
+def test_a_path_of_many_hits_takes_no_time():
+    """Helices are tried through some of its hits, however many they are."""
+    rng = np.random.default_rng(1)
+    hits = rng.normal(0.0, 30.0, (400, 3)) + np.outer(np.arange(400), [2.0, 0.0, 1.0])
+    assert on_one_helix(measured(hits.astype(np.float32))).shape == (400,)

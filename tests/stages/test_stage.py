@@ -13,6 +13,7 @@ pytest.importorskip("onnxscript")
 
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import CUT_STEP, GNN_STAGE, SCORE_STEP, STAGES, TRACK_LABEL, ContractError
+from tritrack.stages.labelling import LABELLINGS
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.stage import load_stage
 
@@ -132,7 +133,7 @@ def test_missing_engine(small_engines, tmp_path):
 
 
 @pytest.mark.parametrize("graph", ["radius", "knn"])
-@pytest.mark.parametrize("labelling", ["components", "walkthrough"])
+@pytest.mark.parametrize("labelling", sorted(LABELLINGS))
 def test_the_card_chooses_the_methods(small_engines, tmp_path, graph, labelling):
     folder = shutil.copytree(small_engines, tmp_path / "engines")
     card = read_card(folder)
