@@ -26,7 +26,6 @@ ETA_UNIT = 2.0
 Z0_UNIT = 50.0  # mm, the beam spot's length
 CURVATURE_UNIT = 6e-4  # 1/mm, a charged particle of 1 GeV in 2 T
 OVERLAP_UNIT = 2.0  # mm, the distance of two hits on overlapping modules of one layer
-BLUR = 1.0  # mm, distance of two hits below which they give no direction
 TINY = 1e-3  # mm; keeps a hit on the beam line, or two hits at one place, finite
 
 
@@ -64,10 +63,9 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
     -------
     Tensor
         float32 [n_edges, 11]: dr, dz, sin and cos of dphi, deta, the sine of the slope in r-z, the pair's
-        z at the beam line, the curvature of the circle through the beam line and both hits (both fade for hits
-        closer than ``BLUR``, whose distance is too small to tell them); then dr, dz and the arc r dphi on a
-        logarithmic scale, because a third of all consecutive hits lie millimetres apart, on overlapping
-        modules, and the others up to a metre.
+        z at the beam line, the curvature of the circle through the beam line and both hits; then dr, dz and
+        the arc r dphi on a logarithmic scale, because a third of all consecutive hits lie millimetres apart,
+        on overlapping modules, and the others up to a metre.
     """
     inner, outer = features[edge_index[0]], features[edge_index[1]]
     r_inner, r_outer = inner[:, 0], outer[:, 0]
@@ -81,13 +79,11 @@ def pair_features(features: Tensor, edge_index: Tensor) -> Tensor:
     cos_dphi = inner[:, 1] * outer[:, 1] + inner[:, 2] * outer[:, 2]
     deta = outer[:, 4] - inner[:, 4]
     length = torch.sqrt(dr * dr + dz * dz).clamp(min=TINY / R_UNIT)
-    blur = (BLUR / R_UNIT) ** 2
-    z0 = (inner[:, 3] * dr - r_inner * dz) * dr / (dr * dr + blur) * (Z_UNIT / Z0_UNIT)
+    safe_dr = torch.where(dr >= 0, dr.clamp(min=TINY / R_UNIT), dr.clamp(max=-TINY / R_UNIT))
+    z0 = (inner[:, 3] - r_inner * dz / safe_dr) * (Z_UNIT / Z0_UNIT)
     # A chord of length d seen under dphi from a point of its circle: curvature = 2 sin(dphi) / d.
-    chord_squared = dx * dx + dy * dy
-    curvature = (
-        2.0 * sin_dphi * torch.sqrt(chord_squared) / (chord_squared + blur) / (R_UNIT * CURVATURE_UNIT)
-    )
+    chord = torch.sqrt(dx * dx + dy * dy).clamp(min=TINY / R_UNIT)
+    curvature = 2.0 * sin_dphi / (chord * R_UNIT * CURVATURE_UNIT)
     close = torch.asinh(torch.stack([dr, dz, arc], dim=1) * (R_UNIT / OVERLAP_UNIT))
     far = [dr, dz, sin_dphi, cos_dphi, deta, dz / length, torch.asinh(z0), torch.asinh(curvature)]
     return torch.cat([torch.stack(far, dim=1), close], dim=1)

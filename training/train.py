@@ -29,7 +29,7 @@ from tritrack.training.validation import (
     validate_gnn,
 )
 from tritrack.training.wedges import event_files, make_wedges, read_wedge
-from tritrack.training.working_point import choose_working_points
+from tritrack.training.working_point import choose_working_points, validation_sets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +117,7 @@ class Trainer:
     TrainingError
         Where the plan's work folder belongs to another plan.
     EventError
-        Where there are no events.
+        Where there are no events, or too few to validate on.
     """
 
     def __init__(self, plan: Plan, *, on_step: OnStep, on_note: OnNote) -> None:
@@ -126,10 +126,7 @@ class Trainer:
         self._on_note = on_note
         self._fitted: dict[str, Fitted] = {}
         self._train_files = [path for folder in plan.events for path in event_files(folder)]
-        self._validation_files = {folder.name: event_files(folder) for folder in plan.validation}
-        for folder, files in self._validation_files.items():
-            if len(files) < 2:
-                raise TrainingError(f"{folder}: one event there, at least two are needed to validate on")
+        self._validation_files = validation_sets(plan.validation)
         torch.manual_seed(plan.seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._networks = {name: net.to(device) for name, net in build_networks(plan.networks).items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tritrack.events.event import EventError
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.physics.selection import SELECTIONS
@@ -16,7 +17,7 @@ from tritrack.stages.networks import run_network
 from tritrack.training.graphs import filtered_pairs, graph_pairs
 from tritrack.training.sample import make_sample
 from tritrack.training.validation import PairCounts, choose_filter_cut, choose_radius, count_pairs
-from tritrack.training.wedges import read_event
+from tritrack.training.wedges import event_files, read_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,13 +51,13 @@ class Recalls:
 
 
 RECALLS: dict[WorkingPointName, Recalls] = {
-    "fast": Recalls(graph=0.97, filter=0.94),
-    "balanced": Recalls(graph=0.985, filter=0.97),
+    "fast": Recalls(graph=0.96, filter=0.95),
+    "balanced": Recalls(graph=0.98, filter=0.97),
     "best": Recalls(graph=0.99, filter=0.98),
 }
 """The working points: what an event costs grows with its pairs and edges, and these with the recalls."""
 
-GNN_CUTS = tuple(np.round(np.arange(0.05, 0.96, 0.05), 2).tolist())
+GNN_CUTS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """The cuts on EDGE_SCORE that are tried."""
 
 
@@ -84,6 +85,25 @@ class Scored:
     edge_score: NDArray[np.float32]
 
 
+def validation_sets(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Return the files of folders of validation events, by the folders' names.
+
+    Raises
+    ------
+    EventError
+        Where a folder holds fewer than two events, or two have one name.
+    """
+    sets = {}
+    for folder in folders:
+        files = event_files(folder)
+        if len(files) < 2:
+            raise EventError(f"{folder}: one event there; one chooses the cuts and another measures them")
+        if folder.name in sets:
+            raise EventError(f"{folder}: a second folder of the name {folder.name}; their metrics go by it")
+        sets[folder.name] = files
+    return sets
+
+
 def choose_working_points(
     networks: Mapping[str, nn.Module], *, windows: Windows, sets: Sets, on_note: OnNote
 ) -> dict[WorkingPointName, WorkingPoint]:
@@ -96,8 +116,8 @@ def choose_working_points(
     windows
         Geometry of the pairs.
     sets
-        Validation events by the name of their set, a file each, at least two a set: of each set, every other
-        event chooses the cuts, and the metrics are of those between.
+        Validation events, see :func:`validation_sets`: of each set, every other event chooses the cuts, and the
+        metrics are of those between.
     on_note
         Called with a line on each result.
 

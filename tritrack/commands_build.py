@@ -156,8 +156,7 @@ def tune(
 ) -> None:
     """Choose the cuts of the working points anew, and write them into the model card."""
     from tritrack.stages.weights import load_weights, save_weights
-    from tritrack.training.wedges import event_files
-    from tritrack.training.working_point import choose_working_points
+    from tritrack.training.working_point import choose_working_points, validation_sets
 
     card, networks = load_weights(weights)
     windows = card.point().cuts.windows
@@ -166,8 +165,9 @@ def tune(
         max_z0=windows.max_z0 if max_z0 is None else max_z0,
         max_curvature=windows.max_curvature if max_curvature is None else max_curvature,
     )
-    sets = {folder.name: event_files(folder) for folder in validation}
-    points = choose_working_points(networks, windows=windows, sets=sets, on_note=console.print)
+    points = choose_working_points(
+        networks, windows=windows, sets=validation_sets(validation), on_note=console.print
+    )
     card = replace(card, working_points=points, default=default or card.default)
     save_weights(networks, card=card, folder=out)
     console.print(f"{out}: weights and card of {card.name}")

@@ -42,9 +42,8 @@ def test_pair_features_of_a_circle():
     features = hit_features(torch.stack([x, y, z0 + slope * r], dim=1))
     pairs = pair_features(features, torch.tensor([[0, 0, 1], [1, 2, 2]]))
     # The curvature of the circle is 1 / radius: the feature is its asinh in units of 6e-4 / mm.
-    # Both fade where the hits come close: by a part in 6000 over the shortest pair here, of 83 mm.
-    np.testing.assert_allclose(pairs[:, 7].numpy(), np.arcsinh(1.0), rtol=2e-4)
-    np.testing.assert_allclose(pairs[:, 6].numpy(), np.arcsinh(z0 / 50.0), rtol=2e-4)
+    np.testing.assert_allclose(pairs[:, 7].numpy(), np.arcsinh(1.0), rtol=1e-9)
+    np.testing.assert_allclose(pairs[:, 6].numpy(), np.arcsinh(z0 / 50.0), rtol=1e-9)
     np.testing.assert_allclose(pairs[:, 0].numpy(), (r[[1, 2, 2]] - r[[0, 0, 1]]).numpy() / 1000, rtol=1e-9)
 
 

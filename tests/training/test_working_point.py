@@ -22,6 +22,7 @@ from tritrack.training.working_point import (
     choose_gnn_cut,
     choose_working_points,
     measure,
+    validation_sets,
 )
 
 WINDOWS = Windows(max_z0=1e9, max_curvature=1e9, overlap=1e9)
@@ -124,3 +125,13 @@ def test_nothing_to_choose_on(helices, known, tmp_path):
     networks = {"embedding": known(lambda hits: hits)}
     with pytest.raises(EventError, match="no pair of hits"):
         choose_working_points(networks, windows=WINDOWS, sets={"noise": paths}, on_note=print)
+
+
+def test_validation_sets(sets, tmp_path, helices):
+    folders = [paths[0].parent for paths in sets.values()]
+    assert validation_sets(folders) == sets
+    (tmp_path / "more" / "dense").mkdir(parents=True)
+    for i in range(2):
+        write_event(helices(i), tmp_path / "more" / "dense" / event_file(i))
+    with pytest.raises(EventError, match="a second folder of the name dense"):
+        validation_sets([*folders, tmp_path / "more" / "dense"])

@@ -187,6 +187,23 @@ def test_export(run, small_weights, tmp_path):
     assert read_card(out) == read_card(small_weights)
 
 
+def test_tune(run, small_weights, event_folder, tmp_path):
+    out, before = tmp_path / "tuned", read_card(small_weights)
+    result = run(
+        "tune", "--weights", small_weights, "--validation", event_folder, "--out", out,
+        "--max-z0", 300, "--default", "fast",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    card = read_card(out)
+    assert (card.default, card.points) == ("fast", ("fast", "balanced", "best"))
+    assert (card.sha256, card.networks, card.limits) == (before.sha256, before.networks, before.limits)
+    for name in card.points:
+        point = card.point(name)
+        assert point.cuts.windows == replace(before.point().cuts.windows, max_z0=300)
+        assert 0 <= point.metrics[event_folder.name]["efficiency"] <= 1
+        assert f"{name}: radius {point.cuts.radius:.3f}" in result.out
+
+
 def test_info(run, small_engines):
     result = run("info", "--engines", small_engines, "--json")
     assert result.code == 0, result.err
