@@ -15,6 +15,7 @@ from tritrack.stages.card import Cuts, WorkingPoint
 from tritrack.stages.labelling import LABELLINGS
 from tritrack.stages.networks import run_network
 from tritrack.training.graphs import filtered_pairs, graph_pairs
+from tritrack.training.memory import keep_memory
 from tritrack.training.sample import make_sample
 from tritrack.training.validation import PairCounts, choose_filter_cut, choose_radius, count_pairs
 from tritrack.training.wedges import event_files, read_event
@@ -51,9 +52,9 @@ class Recalls:
 
 
 RECALLS: dict[WorkingPointName, Recalls] = {
-    "fast": Recalls(graph=0.96, filter=0.95),
-    "balanced": Recalls(graph=0.98, filter=0.97),
-    "best": Recalls(graph=0.99, filter=0.98),
+    "fast": Recalls(graph=0.98, filter=0.97),
+    "balanced": Recalls(graph=0.99, filter=0.98),
+    "best": Recalls(graph=0.995, filter=0.99),
 }
 """The working points: what an event costs grows with its pairs and edges, and these with the recalls."""
 
@@ -126,6 +127,7 @@ def choose_working_points(
     dict
         The working points with their metrics, by set.
     """
+    keep_memory()
     points = {}
     for name, recalls in RECALLS.items():
         choosing = [path for paths in sets.values() for path in paths[::2]]

@@ -189,7 +189,7 @@ def test_training_without_events(run, tmp_path):
     pytest.importorskip("faiss")
     folders = [f"--{name}={tmp_path}" for name in ("events", "validation", "out", "work")]
     result = run("train", "all", *folders)
-    assert_sentence(result, r"tritrack: .*: too few Parquet events there, none for train")
+    assert_sentence(result, r"tritrack: .*: no Parquet events there")
 
 
 def test_event_that_is_no_parquet(run, tmp_path, true_tracks):
