@@ -11,7 +11,7 @@ from tritrack.events.event import EventError
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.physics.selection import SELECTIONS
-from tritrack.stages.card import Cuts, WorkingPoint
+from tritrack.stages.card import WORKING_POINTS, Cuts, WorkingPoint
 from tritrack.stages.labelling import LABELLINGS
 from tritrack.stages.networks import run_network
 from tritrack.training.graphs import filtered_pairs, graph_pairs
@@ -54,7 +54,7 @@ class Recalls:
 RECALLS: dict[WorkingPointName, Recalls] = {
     "fast": Recalls(graph=0.98, filter=0.97),
     "balanced": Recalls(graph=0.99, filter=0.98),
-    "best": Recalls(graph=0.995, filter=0.99),
+    "best": Recalls(graph=0.997, filter=0.9975),
 }
 """The working points: what an event costs grows with its pairs and edges, and these with the recalls."""
 
@@ -106,9 +106,14 @@ def validation_sets(folders: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def choose_working_points(
-    networks: Mapping[str, nn.Module], *, windows: Windows, sets: Sets, on_note: OnNote
+    networks: Mapping[str, nn.Module],
+    *,
+    windows: Windows,
+    sets: Sets,
+    on_note: OnNote,
+    names: Sequence[WorkingPointName] = WORKING_POINTS,
 ) -> dict[WorkingPointName, WorkingPoint]:
-    """Choose radius, filter cut, GNN cut and labelling of every working point.
+    """Choose radius, filter cut, GNN cut and labelling of working points.
 
     Parameters
     ----------
@@ -121,6 +126,8 @@ def choose_working_points(
         metrics are of those between.
     on_note
         Called with a line on each result.
+    names
+        Which working points.
 
     Returns
     -------
@@ -129,7 +136,8 @@ def choose_working_points(
     """
     keep_memory()
     points = {}
-    for name, recalls in RECALLS.items():
+    for name in names:
+        recalls = RECALLS[name]
         choosing = [path for paths in sets.values() for path in paths[::2]]
         radius, filter_cut = _graph_cuts(networks, choosing, windows=windows, recalls=recalls)
 

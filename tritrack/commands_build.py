@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
-from tritrack.stages.card import WorkingPointName
+from tritrack.stages.card import WORKING_POINTS, WorkingPointName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,6 +150,9 @@ def tune(
     max_curvature: Annotated[
         float | None, typer.Option(min=0, help="Another window on a pair's curvature, in 1/mm.")
     ] = None,
+    point: Annotated[
+        WorkingPointName | None, typer.Option(help="The only working point to choose; all if not given.")
+    ] = None,
     default: Annotated[
         WorkingPointName | None, typer.Option(help="Another working point where none is named.")
     ] = None,
@@ -166,9 +169,13 @@ def tune(
         max_curvature=windows.max_curvature if max_curvature is None else max_curvature,
     )
     points = choose_working_points(
-        networks, windows=windows, sets=validation_sets(validation), on_note=console.print
+        networks,
+        windows=windows,
+        sets=validation_sets(validation),
+        on_note=console.print,
+        names=WORKING_POINTS if point is None else (point,),
     )
-    card = replace(card, working_points=points, default=default or card.default)
+    card = replace(card, working_points=card.working_points | points, default=default or card.default)
     save_weights(networks, card=card, folder=out)
     console.print(f"{out}: weights and card of {card.name}")
 

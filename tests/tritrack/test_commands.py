@@ -202,6 +202,23 @@ def test_tune(run, small_weights, event_folder, tmp_path):
         assert point.cuts.windows == replace(before.point().cuts.windows, max_z0=300)
         assert 0 <= point.metrics[event_folder.name]["efficiency"] <= 1
         assert f"{name}: radius {point.cuts.radius:.3f}" in result.out
+    again = run(
+        "tune",
+        "--weights",
+        out,
+        "--validation",
+        event_folder,
+        "--out",
+        out,
+        "--point",
+        "best",
+        "--max-z0",
+        90,
+    )
+    assert again.code == 0, again.err
+    other = read_card(out)
+    assert [other.point(name) == card.point(name) for name in card.points] == [True, True, False]
+    assert other.point("best").cuts.windows.max_z0 == 90
 
 
 def test_info(run, small_engines):
