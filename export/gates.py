@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tritrack.export.cases import drawn_edges, drawn_helices, drawn_hits
+from tritrack.stages.chains import in_chains
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING
 from tritrack.stages.graph import radius_graph
 from tritrack.stages.labelling import components, helix, walkthrough
 from tritrack.stages.networks import run_network
-from tritrack.stages.reference import component_labels, helix_labels, path_labels, radius_pairs
+from tritrack.stages.reference import (
+    chained_pairs,
+    component_labels,
+    helix_labels,
+    path_labels,
+    radius_pairs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,6 +48,7 @@ RADIUS_TOLERANCE = 1e-5
 """Pairs this close to the radius, relative to it, may be in the graph or not: float32 rounds there."""
 
 _BRUTE_FORCE_HITS = 1000  # of an event; n_hits^2 distances fit easily
+_BRUTE_FORCE_PAIRS = 5000  # each is compared with all others
 
 
 class GateError(RuntimeError):
@@ -111,15 +119,16 @@ def _deviation(wanted: NDArray[np.float32], found: NDArray[np.float32], *, relat
 def gate_graph(
     *, network: nn.Module, radius: float, windows: Windows, cases: Sequence[Case]
 ) -> list[GateResult]:
-    """Compare the radius search with a comparison of every hit with every other."""
+    """Compare the radius search with a comparison of every hit with every other, and the chains with plain ones."""
     results = []
+    alone = replace(windows, min_chain=1)
     for case in cases:
         # From all over the event: hits come sorted by module.
         n_hits = min(case.hits.shape[0], _BRUTE_FORCE_HITS)
         hits = np.random.default_rng(0).choice(case.hits, n_hits, replace=False)
         embedding = run_network(network, hits)
-        found = radius_graph(hits, embedding, radius=radius, windows=windows, max_pairs=n_hits**2)
-        wanted, distance = radius_pairs(hits, embedding, radius=radius, windows=windows)
+        found = radius_graph(hits, embedding, radius=radius, windows=alone, max_pairs=n_hits**2)
+        wanted, distance = radius_pairs(hits, embedding, radius=radius, windows=alone)
         inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
         _, first, counts = np.unique(inner * n_hits + outer, return_index=True, return_counts=True)
         differing = first[counts != 2]
@@ -131,6 +140,20 @@ def gate_graph(
                 stage="graph",
                 case=f"{case.name}, radius {radius:.3g}",
                 deviation=float(far_from_edge.sum()),
+                tolerance=0.0,
+            )
+        )
+        # Chains need neighbours: a wedge of the event.
+        hits = case.hits[np.argsort(np.arctan2(case.hits[:, 1], case.hits[:, 0]), kind="stable")[:n_hits]]
+        pairs = radius_graph(
+            hits, run_network(network, hits), radius=radius, windows=alone, max_pairs=n_hits**2
+        )[:, :_BRUTE_FORCE_PAIRS]
+        differ = in_chains(hits, pairs, windows=windows) != chained_pairs(hits, pairs, windows=windows)
+        results.append(
+            GateResult(
+                stage="graph",
+                case=f"{case.name}, chains of {windows.min_chain} within {windows.max_d0:.3g} mm",
+                deviation=float(np.count_nonzero(differ)),
                 tolerance=0.0,
             )
         )

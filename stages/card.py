@@ -65,7 +65,7 @@ class Networks:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Geometry of a candidate pair of hits (loose: they keep what could be a particle of some momentum).
+    """Geometry of a candidate pair of hits: on its own (loose: what could be a particle of some momentum), and with others.
 
     Attributes
     ----------
@@ -77,11 +77,17 @@ class Windows:
     overlap
         Pairs at most so far apart, in mm, pass whatever their direction: hits on overlapping modules, whose
         distance is too small to tell one.
+    min_chain
+        Pairs, at least, of the chain that a pair must be part of (:mod:`tritrack.stages.chains`); 1 asks for none.
+    max_d0
+        Largest distance, in mm, at which the particle of a chain passes the beam line.
     """
 
     max_z0: float
     max_curvature: float
     overlap: float
+    min_chain: int = 1
+    max_d0: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

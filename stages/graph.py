@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from tritrack.stages.chains import in_chains
 from tritrack.stages.contract import check_pairs
 from tritrack.stages.windows import bounds, geometry, is_possible, possible_pairs
 
@@ -82,7 +83,7 @@ def radius_graph(
     check_pairs(int(starts[-1]), max_pairs=max_pairs)
     pairs = np.empty((2, starts[-1]), dtype=np.int32)
     _fill_pairs(points, place, first, last, squared, limits, starts, by_cell.astype(np.int32), pairs)
-    return orient_pairs(hits, pairs)
+    return _chained(hits, orient_pairs(hits, pairs), windows=windows)
 
 
 def knn_graph(
@@ -135,7 +136,13 @@ def knn_graph(
     pairs = np.stack(np.divmod(unique, n_hits)).astype(np.int32)
     pairs = pairs[:, possible_pairs(hits, pairs, windows=windows)]
     check_pairs(pairs.shape[1], max_pairs=max_pairs)
-    return orient_pairs(hits, pairs)
+    return _chained(hits, orient_pairs(hits, pairs), windows=windows)
+
+
+def _chained(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: Windows) -> NDArray[np.int32]:
+    if windows.min_chain <= 1:
+        return pairs
+    return np.ascontiguousarray(pairs[:, in_chains(hits, pairs, windows=windows)])
 
 
 def orient_pairs(hits: NDArray[np.float32], pairs: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tritrack.stages import helix, labelling
+from tritrack.stages.chains import intervals
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
+from tritrack.stages.helix import measured
 from tritrack.stages.labelling import round_scores
 
 if TYPE_CHECKING:
@@ -61,6 +63,55 @@ def _in_windows(hits: NDArray[np.float32], pairs: NDArray[np.int64], windows: Wi
     # NaN: on the beam line, or at one place, no curve can be told.
     inside: NDArray[np.bool_] = near | ~((np.abs(z0) > windows.max_z0) | (curvature > windows.max_curvature))
     return inside
+
+
+def chained_pairs(
+    hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: Windows
+) -> NDArray[np.bool_]:
+    """Link every two pairs that agree, and measure the longest chain through each.
+
+    Parameters and return value as in :func:`tritrack.stages.chains.in_chains`, with which it shares the intervals.
+    """
+    if windows.min_chain <= 1:
+        return np.ones(pairs.shape[1], dtype=np.bool_)
+    inner, outer = pairs
+    interval = intervals(measured(hits), inner, outer, windows.overlap)
+    slope, slope_width, curvature, curvature_width, weight, has_direction = interval.T
+    straight = has_direction > 0
+
+    def agreeing(pair: int, others: NDArray[np.bool_]) -> NDArray[np.intp]:
+        bound = (
+            curvature_width[pair] + curvature_width + np.float32(windows.max_d0) * abs(weight[pair] - weight)
+        )
+        return np.flatnonzero(
+            others
+            & straight
+            & (abs(slope[pair] - slope) <= slope_width[pair] + slope_width)
+            & (abs(curvature[pair] - curvature) <= bound)
+        )
+
+    after = {int(pair): agreeing(pair, inner == outer[pair]) for pair in np.flatnonzero(straight)}
+    outwards, inwards = np.zeros(inner.size, dtype=np.int64), np.zeros(inner.size, dtype=np.int64)
+    # No chain is longer than there are hits: as many rounds reach its end.
+    for _ in range(hits.shape[0]):
+        before = outwards.copy(), inwards.copy()
+        for pair, following in after.items():
+            for other in following:
+                outwards[pair] = max(outwards[pair], outwards[other] + 1)
+                inwards[other] = max(inwards[other], inwards[pair] + 1)
+        if all(map(np.array_equal, before, (outwards, inwards))):
+            break
+    stays = straight & (outwards + 1 + inwards >= windows.min_chain)
+    close = [
+        any(
+            agreeing(pair, stays & ((inner == b) | (outer == b))).size
+            for pair in np.flatnonzero(stays & ((inner == a) | (outer == a)))
+        )
+        for a, b in pairs[:, ~straight].T
+    ]
+    chained: NDArray[np.bool_] = stays.copy()
+    chained[~straight] = close
+    return chained
 
 
 def component_labels(

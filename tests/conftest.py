@@ -37,7 +37,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         networks = build_networks(sizes)
     # The cuts keep half of the pairs, whatever the scores of untrained networks are.
     radius, hits = 0.01, drawn_hits(n_hits=2000, seed=1)
-    windows = Windows(max_z0=1e9, max_curvature=1e9, overlap=1e9)
+    windows = Windows(max_z0=1e9, max_curvature=1e9, overlap=15.0)
     pairs = graph_pairs(networks["embedding"], hits, radius=radius, windows=windows)
     filter_cut = float(np.median(pair_scores(networks["filter"], hits, pairs)))
     pairs = filtered_pairs(networks["filter"], hits, pairs, cut=filter_cut)

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 COUNTED_WEIGHT = 1.0
 """Recalls are over the consecutive pairs of particles of at least this weight: pT >= 1 GeV."""
 
-GRAPH_RECALL = 0.99
+GRAPH_RECALL = 0.995
 """Share of the counted pairs that the radius reaches while the networks behind the graph are trained."""
 
-FILTER_RECALL = 0.975
+FILTER_RECALL = 0.985
 """Share of the graph's counted pairs that the filter's cut keeps while the GNN is trained."""
 
 GNN_CUT = 0.5

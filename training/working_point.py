@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,25 +37,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recalls:
+class Demands:
     """What a working point asks of its graph.
 
     Attributes
     ----------
     graph
         Share of the consecutive pairs of particles of pT >= 1 GeV that lie within the radius.
+    min_chain
+        Pairs of the chain that a pair must be part of.
     filter
         Share of those in the graph that the filter's cut keeps.
     """
 
     graph: float
+    min_chain: int
     filter: float
 
 
-RECALLS: dict[WorkingPointName, Recalls] = {
-    "fast": Recalls(graph=0.98, filter=0.97),
-    "balanced": Recalls(graph=0.99, filter=0.98),
-    "best": Recalls(graph=0.997, filter=0.9975),
+DEMANDS: dict[WorkingPointName, Demands] = {
+    "fast": Demands(graph=0.98, min_chain=4, filter=0.985),
+    "balanced": Demands(graph=0.985, min_chain=3, filter=0.99),
+    "best": Demands(graph=0.9925, min_chain=3, filter=0.995),
 }
 """The working points: what an event costs grows with its pairs and edges, and these with the recalls."""
 
@@ -120,7 +124,7 @@ def choose_working_points(
     networks
         The three networks.
     windows
-        Geometry of the pairs.
+        Geometry of the pairs, but for the length of chains, which is the working point's own.
     sets
         Validation events, see :func:`validation_sets`: of each set, every other event chooses the cuts, and the
         metrics are of those between.
@@ -137,26 +141,24 @@ def choose_working_points(
     keep_memory()
     points = {}
     for name in names:
-        recalls = RECALLS[name]
+        demands = DEMANDS[name]
+        chained = replace(windows, min_chain=demands.min_chain)
         choosing = [path for paths in sets.values() for path in paths[::2]]
-        radius, filter_cut = _graph_cuts(networks, choosing, windows=windows, recalls=recalls)
-
-        def scored(path: Path, radius: float = radius, filter_cut: float = filter_cut) -> Scored:
-            return score(networks, read_event(path), radius=radius, windows=windows, filter_cut=filter_cut)
-
-        by_set = {of: [scored(path) for path in paths[::2]] for of, paths in sets.items()}
+        radius, filter_cut = _graph_cuts(networks, choosing, windows=chained, demands=demands)
+        scored = partial(score, networks, radius=radius, windows=chained, filter_cut=filter_cut)
+        by_set = {of: [scored(read_event(path)) for path in paths[::2]] for of, paths in sets.items()}
         labelling, gnn_cut = choose_gnn_cut(list(by_set.values()))
         cuts = Cuts(
             graph="radius",
             radius=radius,
-            windows=windows,
+            windows=chained,
             k=0,
             filter_cut=filter_cut,
             gnn_cut=gnn_cut,
             labelling=labelling,
         )
         metrics = {
-            of: measure([scored(path) for path in paths[1::2]], labelling=labelling, cut=gnn_cut)
+            of: measure([scored(read_event(path)) for path in paths[1::2]], labelling=labelling, cut=gnn_cut)
             for of, paths in sets.items()
         }
         points[name] = WorkingPoint(cuts=cuts, metrics=metrics)
@@ -237,12 +239,12 @@ def measure(scored: Sequence[Scored], *, labelling: LabellingMethod, cut: float)
 
 
 def _graph_cuts(
-    networks: Mapping[str, nn.Module], files: Sequence[Path], *, windows: Windows, recalls: Recalls
+    networks: Mapping[str, nn.Module], files: Sequence[Path], *, windows: Windows, demands: Demands
 ) -> tuple[float, float]:
     samples = (make_sample(read_event(path)) for path in files)
-    radius = choose_radius(networks["embedding"], samples, recall=recalls.graph)
+    radius = choose_radius(networks["embedding"], samples, recall=demands.graph)
     graphs = (
         (sample, graph_pairs(networks["embedding"], sample.hits, radius=radius, windows=windows))
         for sample in (make_sample(read_event(path)) for path in files)
     )
-    return radius, choose_filter_cut(networks["filter"], graphs, recall=recalls.filter)
+    return radius, choose_filter_cut(networks["filter"], graphs, recall=demands.filter)

@@ -80,18 +80,24 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the model.")] = "tritrack",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 1,
     embedding_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2500,
-    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2000,
-    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 2000,
+    filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 1200,
+    gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 5000,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
     max_z0: Annotated[
         float, typer.Option(min=0, help="Window on a pair's z at the beam line, in mm.")
     ] = 200.0,
     max_curvature: Annotated[
         float, typer.Option(min=0, help="Window on a pair's curvature, in 1/mm; 6e-4 / (pT in GeV) in 2 T.")
-    ] = 1.25e-3,
+    ] = 1.8e-3,
     overlap: Annotated[
         float, typer.Option(min=0, help="Distance up to which a pair passes whatever its direction, in mm.")
     ] = 15.0,
+    min_chain: Annotated[
+        int, typer.Option(min=1, help="Pairs of the chain that a pair must be part of; 1 asks for none.")
+    ] = 3,
+    max_d0: Annotated[
+        float, typer.Option(min=0, help="Distance from the beam line that a chain may pass at, in mm.")
+    ] = 1.0,
     max_hits: Annotated[
         int, typer.Option(min=1, help="Largest event the model will take, in hits.")
     ] = 300_000,
@@ -119,7 +125,13 @@ def train(
         filter=Schedule(steps=filter_steps, learning_rate=learning_rate),
         gnn=Schedule(steps=gnn_steps, learning_rate=learning_rate),
         networks=Networks(),
-        windows=Windows(max_z0=max_z0, max_curvature=max_curvature, overlap=overlap),
+        windows=Windows(
+            max_z0=max_z0,
+            max_curvature=max_curvature,
+            overlap=overlap,
+            min_chain=min_chain,
+            max_d0=max_d0,
+        ),
         limits=Limits(max_hits=max_hits, max_pairs=max_pairs, max_edges=max_edges),
         default=default,
     )
@@ -150,6 +162,9 @@ def tune(
     max_curvature: Annotated[
         float | None, typer.Option(min=0, help="Another window on a pair's curvature, in 1/mm.")
     ] = None,
+    max_d0: Annotated[
+        float | None, typer.Option(min=0, help="Another distance from the beam line for chains, in mm.")
+    ] = None,
     point: Annotated[
         WorkingPointName | None, typer.Option(help="The only working point to choose; all if not given.")
     ] = None,
@@ -162,11 +177,12 @@ def tune(
     from tritrack.training.working_point import choose_working_points, validation_sets
 
     card, networks = load_weights(weights)
-    windows = card.point().cuts.windows
+    windows = card.point(point).cuts.windows
     windows = replace(
         windows,
         max_z0=windows.max_z0 if max_z0 is None else max_z0,
         max_curvature=windows.max_curvature if max_curvature is None else max_curvature,
+        max_d0=windows.max_d0 if max_d0 is None else max_d0,
     )
     points = choose_working_points(
         networks,

@@ -20,6 +20,7 @@ from tritrack.stages.weights import load_weights
 from tritrack.training import loop
 from tritrack.training.loop import Schedule
 from tritrack.training.train import Plan, Trainer, TrainingError
+from tritrack.training.working_point import DEMANDS
 
 SIZES = Networks(
     embedding_width=16,
@@ -100,9 +101,9 @@ def test_a_whole_training(plan):
     assert card.limits == plan.limits
     assert card.default == "balanced"
     assert set(card.working_points) == {"fast", "balanced", "best"}
-    for point in card.working_points.values():
+    for name, point in card.working_points.items():
         assert point.cuts.radius > 0
-        assert point.cuts.windows == plan.windows
+        assert point.cuts.windows == replace(plan.windows, min_chain=DEMANDS[name].min_chain)
         assert 0 <= point.metrics["validation"]["efficiency"] <= 1
     assert set(card.training.minutes) == {"embedding", "filter", "gnn"}
     settings = asdict(SimulationSettings(seed=5, pileup=0))

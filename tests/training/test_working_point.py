@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -16,8 +18,8 @@ from tritrack.stages.labelling import LABELLINGS
 from tritrack.training.sample import make_sample, pair_targets, path_pairs
 from tritrack.training.validation import count_pairs
 from tritrack.training.working_point import (
+    DEMANDS,
     GNN_CUTS,
-    RECALLS,
     Scored,
     choose_gnn_cut,
     choose_working_points,
@@ -25,7 +27,7 @@ from tritrack.training.working_point import (
     validation_sets,
 )
 
-WINDOWS = Windows(max_z0=1e9, max_curvature=1e9, overlap=1e9)
+WINDOWS = Windows(max_z0=1e9, max_curvature=1e9, overlap=15.0)
 
 
 def scored(event, edges, scores):
@@ -92,12 +94,14 @@ def test_working_points(sets, known):
         "gnn": known(lambda _, pairs: np.full(pairs.shape[1], 0.6)),
     }
     points = choose_working_points(networks, windows=WINDOWS, sets=sets, on_note=notes.append)
-    assert list(points) == list(RECALLS)
+    assert list(points) == list(DEMANDS)
     assert len(notes) == 3
     cuts = [point.cuts for point in points.values()]
     assert cuts[0].radius < cuts[1].radius < cuts[2].radius
     assert cuts[0].filter_cut > cuts[1].filter_cut > cuts[2].filter_cut
-    assert all(cut.windows == WINDOWS and cut.labelling in LABELLINGS for cut in cuts)
+    for cut, demands in zip(cuts, DEMANDS.values(), strict=True):
+        assert cut.windows == replace(WINDOWS, min_chain=demands.min_chain)
+        assert cut.labelling in LABELLINGS
     for point in points.values():
         assert set(point.metrics) == {"sparse", "dense"}
         for metrics in point.metrics.values():
@@ -114,8 +118,8 @@ def test_working_points(sets, known):
         sample = make_sample(read_event(path))
         a, b = path_pairs(sample, gap=1)
         lengths.append(np.linalg.norm(sample.hits[a] - sample.hits[b], axis=1) / 1000)
-    for cut, recalls in zip(cuts, RECALLS.values(), strict=True):
-        assert np.mean(np.concatenate(lengths) <= cut.radius) == pytest.approx(recalls.graph, abs=0.005)
+    for cut, demands in zip(cuts, DEMANDS.values(), strict=True):
+        assert np.mean(np.concatenate(lengths) <= cut.radius) == pytest.approx(demands.graph, abs=0.005)
 
 
 def test_nothing_to_choose_on(helices, known, tmp_path):

@@ -188,6 +188,8 @@ def test_export(run, small_weights, tmp_path):
 
 
 def test_tune(run, small_weights, event_folder, tmp_path):
+    from tritrack.training.working_point import DEMANDS
+
     out, before = tmp_path / "tuned", read_card(small_weights)
     result = run(
         "tune", "--weights", small_weights, "--validation", event_folder, "--out", out,
@@ -199,7 +201,8 @@ def test_tune(run, small_weights, event_folder, tmp_path):
     assert (card.sha256, card.networks, card.limits) == (before.sha256, before.networks, before.limits)
     for name in card.points:
         point = card.point(name)
-        assert point.cuts.windows == replace(before.point().cuts.windows, max_z0=300)
+        windows = replace(before.point().cuts.windows, max_z0=300, min_chain=DEMANDS[name].min_chain)
+        assert point.cuts.windows == windows
         assert 0 <= point.metrics[event_folder.name]["efficiency"] <= 1
         assert f"{name}: radius {point.cuts.radius:.3f}" in result.out
     again = run(
