@@ -36,7 +36,7 @@ _SOFTEST, _HARDEST = (
     0.1,
 )  # of curvatures in that unit: what is scattered as if it were so soft, or so hard
 
-SLOPE, SLOPE_WIDTH, CURVATURE, CURVATURE_WIDTH, D0_WEIGHT, HAS_DIRECTION = range(6)
+SLOPE, SLOPE_WIDTH, CURVATURE, CURVATURE_WIDTH, D0_WEIGHT = range(5)
 
 
 def in_chains(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: Windows) -> NDArray[np.bool_]:
@@ -63,18 +63,30 @@ def in_chains(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: W
     n_hits, n_pairs = hits.shape[0], pairs.shape[1]
     if windows.min_chain <= 1 or n_pairs == 0:
         return np.ones(n_pairs, dtype=np.bool_)
-    inner, outer = pairs
-    interval = intervals(measured(hits), inner, outer, windows.overlap)
-    starts = np.searchsorted(inner, np.arange(n_hits + 1, dtype=inner.dtype)).astype(np.int64)
-    ordinal = np.arange(n_pairs, dtype=np.int32)
-    by_outer = csr_array((ordinal, outer, starts), shape=(n_hits, n_hits)).tocsc()
-    ends, by_end = by_outer.indptr.astype(np.int64), by_outer.data
+    interval = intervals(measured(hits), pairs[0], pairs[1], windows.overlap)
+    starts, ends, by_end = _at_hits(pairs, n_hits)
     further, max_d0 = windows.min_chain - 1, np.float32(windows.max_d0)
-    outwards = _chain_lengths(interval, outer, starts, ordinal, max_d0, further)
-    inwards = _chain_lengths(interval, inner, ends, by_end, max_d0, further)
-    stays = (interval[:, HAS_DIRECTION] > 0) & (outwards + inwards >= further)
-    _keep_close_pairs(interval, inner, outer, starts, ends, by_end, max_d0, stays)
+    outwards = _chain_lengths(interval, pairs[1], starts, None, max_d0, further)
+    inwards = _chain_lengths(interval, pairs[0], ends, by_end, max_d0, further)
+    has_direction = interval[SLOPE_WIDTH] >= 0
+    stays: NDArray[np.bool_] = has_direction & (outwards + inwards >= further)
+    of_chains = np.ascontiguousarray(interval[:, stays])
+    stays[~has_direction] = _hits_agree(
+        pairs[:, ~has_direction], of_chains, *_at_hits(pairs[:, stays], n_hits), max_d0
+    )
     return stays
+
+
+def _at_hits(pairs: Places, n_hits: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Places]:
+    """Return where the pairs of each hit are.
+
+    Those that start at hit h are ``starts[h]`` to ``starts[h + 1]``, those that end there
+    ``by_end[ends[h]:ends[h + 1]]``.
+    """
+    starts = np.searchsorted(pairs[0], np.arange(n_hits + 1, dtype=pairs.dtype)).astype(np.int64)
+    number = np.arange(pairs.shape[1], dtype=np.int32)
+    by_outer = csr_array((number, pairs[1], starts), shape=(n_hits, n_hits)).tocsc()
+    return starts, by_outer.indptr.astype(np.int64), by_outer.data
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
@@ -93,11 +105,12 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
     Returns
     -------
     ndarray
-        float32 [n_pairs, 6]: dz over the arc, and how far it may be off; the signed curvature, in 1/mm, of the circle
+        float32 [5, n_pairs]: dz over the arc, and how far it may be off; the signed curvature, in 1/mm, of the circle
         through the beam line and both hits, and how far that may be off; by how much the curvature changes, in
-        1/mm, for each mm that the circle passes the beam line at; 1 or 0, whether the pair tells a direction.
+        1/mm, for each mm that the circle passes the beam line at. A pair that tells nothing has a width of minus
+        infinity: it agrees with none.
     """
-    result = np.empty((inner.size, 6), dtype=np.float32)
+    result = np.empty((5, inner.size), dtype=np.float32)
     for pair in numba.prange(inner.size):
         a, b = points[inner[pair]], points[outer[pair]]
         dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
@@ -113,17 +126,70 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
         softness = min(max(abs(curvature) / _ONE_GEV, _HARDEST), _SOFTEST)
         # On a disk it is the radius that is measured, and a slope turns its error into one of z.
         resolution = math.sqrt(a[3] * a[3] + b[3] * b[3]) * max(1.0, abs(slope))
-        result[pair, SLOPE] = slope
-        result[pair, SLOPE_WIDTH] = (
-            _ALONG * resolution / arc + _SLOPE_SCATTERED * math.sqrt(1.0 + slope * slope) * softness
-        )
-        result[pair, CURVATURE] = curvature
-        result[pair, CURVATURE_WIDTH] = (
+        width = _ALONG * resolution / arc + _SLOPE_SCATTERED * math.sqrt(1.0 + slope * slope) * softness
+        result[SLOPE, pair] = slope
+        result[SLOPE_WIDTH, pair] = width if chord_squared + dz * dz > overlap * overlap else -math.inf
+        result[CURVATURE, pair] = curvature
+        result[CURVATURE_WIDTH, pair] = (
             2.0 * _ACROSS * math.sqrt(1.0 / (r_a * r_a) + 1.0 / (r_b * r_b)) / chord
             + _CURVATURE_SCATTERED * softness / r_b
         )
-        result[pair, D0_WEIGHT] = weight
-        result[pair, HAS_DIRECTION] = chord_squared + dz * dz > overlap * overlap
+        result[D0_WEIGHT, pair] = weight
+    return result
+
+
+def _chain_lengths(
+    interval: Intervals,
+    at: Places,
+    starts: NDArray[np.int64],
+    order: Places | None,
+    max_d0: np.float32,
+    longest: int,
+) -> NDArray[np.int8]:
+    """Return how many pairs, ``longest`` at most, go on from each one at its hit ``at``; 0 without a direction.
+
+    The pairs that go on at hit h are ``order[starts[h]:starts[h + 1]]``; without an order they are those numbers.
+    """
+    length = np.zeros(at.size, dtype=np.int8)
+    # In the order of the search its loops run over neighbours in memory.
+    there = interval if order is None else np.ascontiguousarray(interval[:, order])
+    for reached in range(longest):
+        long_enough = length >= reached
+        width = np.where(long_enough if order is None else long_enough[order], there[SLOPE_WIDTH], -np.inf)
+        goes_on = _go_on(interval, there, width.astype(np.float32), at, starts, max_d0, long_enough)
+        length[goes_on] = reached + 1
+    return length
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _go_on(
+    interval: Intervals,
+    there: Intervals,
+    slope_width: NDArray[np.float32],
+    at: Places,
+    starts: NDArray[np.int64],
+    max_d0: np.float32,
+    asked: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    result = np.zeros(at.size, dtype=np.bool_)
+    for pair in numba.prange(at.size):
+        if not asked[pair] or interval[SLOPE_WIDTH, pair] < 0:
+            continue
+        first, last = starts[at[pair]], starts[at[pair] + 1]
+        slope, width = there[SLOPE, first:last], slope_width[first:last]
+        curvature, bound = there[CURVATURE, first:last], there[CURVATURE_WIDTH, first:last]
+        weight = there[D0_WEIGHT, first:last]
+        own_slope, own_width = interval[SLOPE, pair], interval[SLOPE_WIDTH, pair]
+        own_curvature, own_bound = interval[CURVATURE, pair], interval[CURVATURE_WIDTH, pair]
+        own_weight = interval[D0_WEIGHT, pair]
+        # Counting them all, without a branch, compiles to vectors; stopping at the first does not.
+        n_agree = 0
+        for i in range(last - first):
+            n_agree += (abs(own_slope - slope[i]) <= own_width + width[i]) & (
+                abs(own_curvature - curvature[i])
+                <= own_bound + bound[i] + max_d0 * abs(own_weight - weight[i])
+            )
+        result[pair] = n_agree > 0
     return result
 
 
@@ -131,82 +197,35 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
 def agree(interval: Intervals, p: int, q: int, max_d0: np.float32) -> bool:
     """Whether two pairs can be of one particle that passes the beam line within ``max_d0``, in mm."""
     return bool(
-        interval[q, HAS_DIRECTION] > 0
-        and abs(interval[p, SLOPE] - interval[q, SLOPE])
-        <= interval[p, SLOPE_WIDTH] + interval[q, SLOPE_WIDTH]
-        and abs(interval[p, CURVATURE] - interval[q, CURVATURE])
-        <= interval[p, CURVATURE_WIDTH]
-        + interval[q, CURVATURE_WIDTH]
-        + max_d0 * abs(interval[p, D0_WEIGHT] - interval[q, D0_WEIGHT])
+        abs(interval[SLOPE, p] - interval[SLOPE, q]) <= interval[SLOPE_WIDTH, p] + interval[SLOPE_WIDTH, q]
+        and abs(interval[CURVATURE, p] - interval[CURVATURE, q])
+        <= interval[CURVATURE_WIDTH, p]
+        + interval[CURVATURE_WIDTH, q]
+        + max_d0 * abs(interval[D0_WEIGHT, p] - interval[D0_WEIGHT, q])
     )
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _chain_lengths(
-    interval: Intervals,
-    at: Places,
-    starts: NDArray[np.int64],
-    order: Places,
-    max_d0: np.float32,
-    longest: int,
-) -> NDArray[np.int64]:
-    """Return how many pairs, ``longest`` at most, go on from each one at its hit ``at``; 0 without a direction.
-
-    The pairs that go on at hit h are ``order[starts[h]:starts[h + 1]]``.
-    """
-    length = np.zeros(at.size, dtype=np.int64)
-    for reached in range(longest):
-        longer = length.copy()
-        for pair in numba.prange(at.size):
-            if length[pair] < reached or interval[pair, HAS_DIRECTION] == 0:
-                continue
-            for place in range(starts[at[pair]], starts[at[pair] + 1]):
-                next_pair = order[place]
-                if length[next_pair] >= reached and agree(interval, pair, next_pair, max_d0):
-                    longer[pair] = reached + 1
-                    break
-        length = longer
-    return length
-
-
-@numba.njit(cache=True, parallel=True, nogil=True)
-def _keep_close_pairs(
-    interval: Intervals,
-    inner: Places,
-    outer: Places,
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    by_end: Places,
-    max_d0: np.float32,
-    stays: NDArray[np.bool_],
-) -> None:
-    for pair in numba.prange(inner.size):
-        if interval[pair, HAS_DIRECTION] == 0:
-            a, b = inner[pair], outer[pair]
-            stays[pair] = _hits_agree(a, b, interval, starts, ends, by_end, max_d0, stays)
-
-
-@numba.njit(cache=True, nogil=True)
 def _hits_agree(
-    a: int,
-    b: int,
+    close: Places,
     interval: Intervals,
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     by_end: Places,
     max_d0: np.float32,
-    stays: NDArray[np.bool_],
-) -> bool:
-    """Whether a pair that stays at one hit agrees with one that stays at the other."""
-    n_starts, m_starts = starts[a + 1] - starts[a], starts[b + 1] - starts[b]
-    n, m = n_starts + ends[a + 1] - ends[a], m_starts + ends[b + 1] - ends[b]
-    for i in range(n):
-        p = starts[a] + i if i < n_starts else by_end[ends[a] + i - n_starts]
-        # Pairs without a direction are decided on meanwhile, by other threads: they do not count.
-        if interval[p, HAS_DIRECTION] == 0 or not stays[p]:
-            continue
-        for j in range(m):
-            q = starts[b] + j if j < m_starts else by_end[ends[b] + j - m_starts]
-            if agree(interval, p, q, max_d0) and stays[q]:
-                return True
-    return False
+) -> NDArray[np.bool_]:
+    """Whether a pair at one hit of each close pair agrees with one at the other hit; int32 [2, n] -> bool [n]."""
+    result = np.zeros(close.shape[1], dtype=np.bool_)
+    for pair in numba.prange(close.shape[1]):
+        a, b = close[0, pair], close[1, pair]
+        n_starts, m_starts = starts[a + 1] - starts[a], starts[b + 1] - starts[b]
+        for i in range(n_starts + ends[a + 1] - ends[a]):
+            p = starts[a] + i if i < n_starts else by_end[ends[a] + i - n_starts]
+            for j in range(m_starts + ends[b + 1] - ends[b]):
+                q = starts[b] + j if j < m_starts else by_end[ends[b] + j - m_starts]
+                if agree(interval, p, q, max_d0):
+                    result[pair] = True
+                    break
+            if result[pair]:
+                break
+    return result

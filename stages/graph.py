@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
+from scipy.sparse import coo_array
 
 from tritrack.stages.chains import in_chains
 from tritrack.stages.contract import check_pairs
@@ -78,11 +79,13 @@ def radius_graph(
     first, last = _search_ranges(keys, shape)
     squared = np.float32(radius) * np.float32(radius)
     place, limits = geometry(hits[by_cell]), bounds(windows)
-    counts = _count_pairs(points, place, first, last, squared, limits)
+    longest = int(np.maximum(last - first, 0).sum(axis=0).max())
+    counts = _count_pairs(points, place, first, last, squared, limits, longest)
     starts = np.concatenate(([0], np.cumsum(counts)))
     check_pairs(int(starts[-1]), max_pairs=max_pairs)
     pairs = np.empty((2, starts[-1]), dtype=np.int32)
-    _fill_pairs(points, place, first, last, squared, limits, starts, by_cell.astype(np.int32), pairs)
+    number = by_cell.astype(np.int32)
+    _fill_pairs(points, place, first, last, squared, limits, longest, starts, number, pairs)
     return _chained(hits, orient_pairs(hits, pairs), windows=windows)
 
 
@@ -152,13 +155,14 @@ def orient_pairs(hits: NDArray[np.float32], pairs: NDArray[np.int32]) -> NDArray
     """
     n_hits = hits.shape[0]
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
-    rank = np.empty(n_hits, dtype=np.int64)
-    rank[np.argsort(distance, kind="stable")] = np.arange(n_hits)
-    a, b = pairs.astype(np.int64)
+    rank = np.empty(n_hits, dtype=np.int32)
+    rank[np.argsort(distance, kind="stable")] = np.arange(n_hits, dtype=np.int32)
+    a, b = pairs
     swap = rank[a] > rank[b]
-    keys = np.where(swap, b, a) * n_hits + np.where(swap, a, b)
-    keys.sort()
-    return np.stack(np.divmod(keys, max(n_hits, 1))).astype(np.int32)
+    ends = np.where(swap, b, a), np.where(swap, a, b)
+    # Each change of a sparse matrix between rows and columns sorts by one of the hits, in linear time.
+    inner = coo_array((np.ones(a.size, dtype=np.bool_), ends), shape=(n_hits, n_hits)).tocsc().tocsr()
+    return np.stack([np.repeat(np.arange(n_hits, dtype=np.int32), np.diff(inner.indptr)), inner.indices])
 
 
 def _cells(embedding: NDArray[np.float32], *, radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -201,28 +205,53 @@ def _search_ranges(
     return first, last
 
 
+@numba.njit(cache=True, nogil=True)
+def _neighbours(
+    points: NDArray[np.float32],
+    place: Geometry,
+    hit: int,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    squared_radius: np.float32,
+    limits: Bounds,
+    squared: NDArray[np.float32],
+    found: NDArray[np.int64],
+) -> int:
+    """Write the neighbours of a hit in its ranges to ``found`` and return their number."""
+    count = 0
+    for row in range(first.shape[0]):
+        start = first[row, hit]
+        n = max(last[row, hit] - start, 0)
+        # One loop an axis: it compiles to vectors.
+        for there in range(n):
+            squared[there] = np.float32(0.0)
+        for axis in range(points.shape[0]):
+            here = points[axis, hit]
+            along = points[axis, start : start + n]
+            for there in range(n):
+                difference = along[there] - here
+                squared[there] += difference * difference
+        for there in range(n):
+            if squared[there] <= squared_radius and is_possible(place, hit, start + there, limits):
+                found[count] = start + there
+                count += 1
+    return count
+
+
 @numba.njit(cache=True, parallel=True, nogil=True)
 def _count_pairs(
     points: NDArray[np.float32],
     place: Geometry,
     first: NDArray[np.int64],
     last: NDArray[np.int64],
-    squared: np.float32,
+    squared_radius: np.float32,
     limits: Bounds,
+    longest: int,
 ) -> NDArray[np.int64]:
-    dim, n_hits = points.shape
-    counts = np.zeros(n_hits, dtype=np.int64)
-    for i in numba.prange(n_hits):
-        count = 0
-        for row in range(first.shape[0]):
-            for j in range(first[row, i], last[row, i]):
-                distance = np.float32(0.0)
-                for axis in range(dim):
-                    difference = points[axis, i] - points[axis, j]
-                    distance += difference * difference
-                if distance <= squared and is_possible(place, i, j, limits):
-                    count += 1
-        counts[i] = count
+    counts = np.zeros(points.shape[1], dtype=np.int64)
+    for hit in numba.prange(points.shape[1]):
+        squared, found = np.empty(longest, dtype=np.float32), np.empty(longest, dtype=np.int64)
+        counts[hit] = _neighbours(points, place, hit, first, last, squared_radius, limits, squared, found)
     return counts
 
 
@@ -232,24 +261,15 @@ def _fill_pairs(
     place: Geometry,
     first: NDArray[np.int64],
     last: NDArray[np.int64],
-    squared: np.float32,
+    squared_radius: np.float32,
     limits: Bounds,
+    longest: int,
     starts: NDArray[np.int64],
-    hit: NDArray[np.int32],
+    number: NDArray[np.int32],
     pairs: NDArray[np.int32],
 ) -> None:
-    dim, n_hits = points.shape
-    for i in numba.prange(n_hits):
-        at = starts[i]
-        if at == starts[i + 1]:
-            continue
-        for row in range(first.shape[0]):
-            for j in range(first[row, i], last[row, i]):
-                distance = np.float32(0.0)
-                for axis in range(dim):
-                    difference = points[axis, i] - points[axis, j]
-                    distance += difference * difference
-                if distance <= squared and is_possible(place, i, j, limits):
-                    pairs[0, at] = hit[i]
-                    pairs[1, at] = hit[j]
-                    at += 1
+    for hit in numba.prange(points.shape[1]):
+        squared, found = np.empty(longest, dtype=np.float32), np.empty(longest, dtype=np.int64)
+        count = _neighbours(points, place, hit, first, last, squared_radius, limits, squared, found)
+        pairs[0, starts[hit] : starts[hit + 1]] = number[hit]
+        pairs[1, starts[hit] : starts[hit + 1]] = number[found[:count]]

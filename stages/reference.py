@@ -76,8 +76,8 @@ def chained_pairs(
         return np.ones(pairs.shape[1], dtype=np.bool_)
     inner, outer = pairs
     interval = intervals(measured(hits), inner, outer, windows.overlap)
-    slope, slope_width, curvature, curvature_width, weight, has_direction = interval.T
-    straight = has_direction > 0
+    slope, slope_width, curvature, curvature_width, weight = interval
+    straight = slope_width >= 0
 
     def agreeing(pair: int, others: NDArray[np.bool_]) -> NDArray[np.intp]:
         bound = (

@@ -14,7 +14,7 @@ import torch
 from tritrack.events.simulation import read_settings
 from tritrack.stages.card import Limits, ModelCard, Networks, Training, TrainingSet, Windows, WorkingPointName
 from tritrack.stages.networks import build_networks
-from tritrack.stages.weights import save_weights
+from tritrack.stages.weights import load_weights, save_weights
 from tritrack.training.curves import write_curves
 from tritrack.training.graphs import filtered_pairs, graph_pairs, kept
 from tritrack.training.loop import Fitted, Schedule, draw, fit
@@ -74,6 +74,9 @@ class Plan:
         Seed of the first weights, the order of the wedges and every draw.
     embedding, filter, gnn
         Steps and learning rate of each network.
+    gnn_from
+        Folder of weights whose GNN the training of the GNN begins with (a curriculum, say from sparse events to dense
+        ones); None for a fresh one.
     networks
         Sizes of the networks.
     windows
@@ -93,6 +96,7 @@ class Plan:
     embedding: Schedule
     filter: Schedule
     gnn: Schedule
+    gnn_from: Path | None = None
     networks: Networks
     windows: Windows
     limits: Limits
@@ -115,7 +119,9 @@ class Trainer:
     Raises
     ------
     TrainingError
-        Where the plan's work folder belongs to another plan.
+        Where the plan's work folder belongs to another plan, or the GNN to begin with has other sizes.
+    CardError
+        Where the weights to begin with cannot be used.
     EventError
         Where there are no events, or too few to validate on.
     """
@@ -130,6 +136,8 @@ class Trainer:
         torch.manual_seed(plan.seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._networks = {name: net.to(device) for name, net in build_networks(plan.networks).items()}
+        if plan.gnn_from is not None:
+            _take_over(self._networks["gnn"], plan.gnn_from)
         plan.work.mkdir(parents=True, exist_ok=True)
         _claim(plan)
 
@@ -264,6 +272,18 @@ def _training_set(folder: Path) -> TrainingSet:
     files = event_files(folder)
     settings = read_settings(files[0])
     return TrainingSet(n_events=len(files), simulation=None if settings is None else asdict(settings))
+
+
+def _take_over(gnn: nn.Module, folder: Path) -> None:
+    card, networks = load_weights(folder)
+    wanted, there = gnn.state_dict(), networks["gnn"].state_dict()
+    if {name: value.shape for name, value in wanted.items()} != {
+        n: value.shape for n, value in there.items()
+    }:
+        raise TrainingError(
+            f"{folder}: its GNN has width {card.networks.gnn_width} and {card.networks.gnn_steps} steps, not this plan's"
+        )
+    gnn.load_state_dict(there)
 
 
 def _claim(plan: Plan) -> None:

@@ -83,6 +83,10 @@ def train(
     filter_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 1200,
     gnn_steps: Annotated[int, typer.Option(min=3, help="Steps, a wedge of an event each.")] = 5000,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 2e-3,
+    gnn_learning_rate: Annotated[float, typer.Option(min=0, help="Its peak for the GNN.")] = 2e-3,
+    gnn_from: Annotated[
+        Path | None, typer.Option(help="Weights whose GNN to begin with; a fresh one if not given.")
+    ] = None,
     max_z0: Annotated[
         float, typer.Option(min=0, help="Window on a pair's z at the beam line, in mm.")
     ] = 200.0,
@@ -123,7 +127,8 @@ def train(
         seed=seed,
         embedding=Schedule(steps=embedding_steps, learning_rate=learning_rate),
         filter=Schedule(steps=filter_steps, learning_rate=learning_rate),
-        gnn=Schedule(steps=gnn_steps, learning_rate=learning_rate),
+        gnn=Schedule(steps=gnn_steps, learning_rate=gnn_learning_rate),
+        gnn_from=gnn_from,
         networks=Networks(),
         windows=Windows(
             max_z0=max_z0,
