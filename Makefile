@@ -55,14 +55,19 @@ serve: export  ## Serve the shipped weights until Ctrl-C
 # Events to train on and to choose the cuts on: a seed each.
 DIRTY := --noise 0.15 --inefficiency 0.02 --jobs 2
 .PHONY: train
-train: $(VENV)/dev  ## Train a model for dense events, from seeds alone (2 hours on 2 cores)
+train: $(VENV)/dev  ## Train a model for dense events, from seeds alone (3 hours on 2 cores)
 	$(BIN)/tritrack simulate data/train200 --events 40 --pileup 200 --seed 11 $(DIRTY)
 	$(BIN)/tritrack simulate data/train200-short --events 40 --pileup 200 --seed 12 --beamspot-z 5.5 $(DIRTY)
 	$(BIN)/tritrack simulate data/train40 --events 60 --pileup 40 --seed 13 $(DIRTY)
 	$(BIN)/tritrack simulate data/val200 --events 4 --pileup 200 --seed 21 $(DIRTY)
 	$(BIN)/tritrack simulate data/val40 --events 12 --pileup 40 --seed 22 $(DIRTY)
+	# The GNN begins with sparse, clean events, of which it learns fast, and goes on with dense ones.
+	$(BIN)/tritrack simulate data/first40 --events 150 --pileup 40 --seed 1 --jobs 2
+	$(BIN)/tritrack train all --events data/first40 --validation data/val40 --work data/work-first \
+		--out build/first --name first --embedding-steps 4000 --filter-steps 1500 --gnn-steps 2200
 	$(BIN)/tritrack train all --events data/train200 --events data/train200-short --events data/train40 \
-		--validation data/val200 --validation data/val40 --work data/work --out weights/dense --name ttbar-pu200
+		--validation data/val200 --validation data/val40 --work data/work --out weights/dense --name ttbar-pu200 \
+		--gnn-from build/first --gnn-steps 2500 --gnn-learning-rate 1e-3
 
 .PHONY: clean
 clean:  ## Remove what was built, the environment excepted

@@ -137,7 +137,7 @@ class WorkingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Largest event that the model takes: hits, pairs out of the graph stage, edges out of the filter.
+    """Largest event that the model takes: hits, pairs that the graph search finds, edges out of the filter.
 
     A pair costs the filter 8 bytes, an edge costs the GNN some kilobytes.
     """
@@ -179,6 +179,8 @@ class Training:
         Wall time of each network's training.
     versions
         Versions of the libraries used.
+    gnn_from
+        Name and card hash of the model whose GNN the training began with; None for fresh weights.
     """
 
     seed: int
@@ -186,6 +188,7 @@ class Training:
     steps: dict[str, int]
     minutes: dict[str, float]
     versions: dict[str, str]
+    gnn_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,8 +136,7 @@ class Trainer:
         torch.manual_seed(plan.seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._networks = {name: net.to(device) for name, net in build_networks(plan.networks).items()}
-        if plan.gnn_from is not None:
-            _take_over(self._networks["gnn"], plan.gnn_from)
+        self._gnn_from = None if plan.gnn_from is None else _take_over(self._networks["gnn"], plan.gnn_from)
         plan.work.mkdir(parents=True, exist_ok=True)
         _claim(plan)
 
@@ -260,6 +259,7 @@ class Trainer:
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("tritrack", "torch", "numpy")},
                 },
+                gnn_from=self._gnn_from,
             ),
             sha256={},
         )
@@ -271,10 +271,15 @@ class Trainer:
 def _training_set(folder: Path) -> TrainingSet:
     files = event_files(folder)
     settings = read_settings(files[0])
-    return TrainingSet(n_events=len(files), simulation=None if settings is None else asdict(settings))
+    # Floats, as a card that was read has them: an integer's JSON, and with it the card's hash, would be another.
+    simulation = (
+        None if settings is None else {name: float(value) for name, value in asdict(settings).items()}
+    )
+    return TrainingSet(n_events=len(files), simulation=simulation)
 
 
-def _take_over(gnn: nn.Module, folder: Path) -> None:
+def _take_over(gnn: nn.Module, folder: Path) -> str:
+    """Load the GNN of a folder of weights; return the model's name and hash."""
     card, networks = load_weights(folder)
     wanted, there = gnn.state_dict(), networks["gnn"].state_dict()
     if {name: value.shape for name, value in wanted.items()} != {
@@ -284,6 +289,7 @@ def _take_over(gnn: nn.Module, folder: Path) -> None:
             f"{folder}: its GNN has width {card.networks.gnn_width} and {card.networks.gnn_steps} steps, not this plan's"
         )
     gnn.load_state_dict(there)
+    return f"{card.name} {card.hash}"
 
 
 def _claim(plan: Plan) -> None:

@@ -152,6 +152,25 @@ def test_the_work_of_another_plan_is_refused(plan, change):
         train(replace(plan, **change))
 
 
+def test_the_gnn_of_another_model_to_begin_with(plan, tmp_path):
+    first, _ = train(plan)
+    assert first.training.gnn_from is None
+    going_on = replace(
+        plan,
+        seed=2,
+        work=tmp_path / "work2",
+        out=tmp_path / "out2",
+        gnn=Schedule(steps=3, learning_rate=0.0),
+        gnn_from=plan.out,
+    )
+    second, _ = train(going_on)
+    assert second.training.gnn_from == f"tiny {first.hash}"
+    same = {name for name in first.sha256 if first.sha256[name] == second.sha256[name]}
+    assert same == {"gnn.safetensors"}
+    with pytest.raises(TrainingError, match="its GNN has width 4 and 1 steps, not this plan's"):
+        train(replace(going_on, work=tmp_path / "work3", networks=replace(SIZES, gnn_steps=2)))
+
+
 def test_the_seed_matters(plan, tmp_path):
     first, _ = train(plan)
     other, _ = train(replace(plan, seed=2, work=tmp_path / "work2", out=tmp_path / "out2"))
