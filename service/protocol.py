@@ -79,7 +79,7 @@ class ServerInfo:
     max_hits, max_pairs, max_edges
         The model's limits.
     steps
-        The ensemble's steps, in order.
+        The ensemble's steps, in order; of the chain in one process, that model itself.
     """
 
     url: str
@@ -252,7 +252,8 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             max_hits=int(values["max_hits"]),
             max_pairs=int(values["max_pairs"]),
             max_edges=int(values["max_edges"]),
-            steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
+            # The chain in one process is a single step.
+            steps=tuple(step.model_name for step in config.ensemble_scheduling.step) or (config.name,),
         )
     except (KeyError, IndexError):
         raise MismatchError(f"{url}: the model {config.name} there is not one of tritrack's") from None

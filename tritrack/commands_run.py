@@ -59,6 +59,12 @@ def serve(
         Path | None,
         typer.Option(help="The server to run; else /opt/tritonserver, PATH, the nvidia-pytriton wheel."),
     ] = None,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Load this model alone (an ensemble with its steps); may be given again. All if not given."
+        ),
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a model repository in the foreground; Ctrl-C stops it."""
@@ -69,6 +75,7 @@ def serve(
         executable=tritonserver,
         address=address,
         ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+        models=model,
         log=log,
     )
     console.print(f"tritonserver from {server.installation.source}: {server.installation.binary}")

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from tritrack.ensemble_repo.config import model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_steps
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_fused, plan_steps
 from tritrack.ensemble_repo.render import RepositoryError, render_repository
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.stages.card import ENSEMBLE, CardError, ensemble_name, read_card
@@ -46,6 +46,22 @@ def test_a_repository_holds_what_each_step_needs(small_engines: Path, tmp_path: 
             assert (out / step.name / "1" / file).read_bytes() == (small_engines / file).read_bytes()
 
 
+def test_fused_models_hold_no_code(small_engines: Path, tmp_path: Path) -> None:
+    render(small_engines, tmp_path / "repository", fused=True)
+    card = read_card(small_engines)
+    fused = plan_fused(card)
+    assert [model.working_point for model in fused] == ["fast", "balanced", "best", "balanced"]
+    for model in fused:
+        files = {path.name for path in (tmp_path / "repository" / model.name / "1").iterdir()}
+        assert files == set(model.files) == {"card.json", "embedding.onnx", "filter.onnx", "gnn.onnx"}
+        folder, hits = tmp_path / "repository" / model.name / "1", draw_hits(2000, seed=3)
+        found = load_step(model.computes, folder, threads=2, working_point=model.working_point)(
+            {"HITS": hits}
+        )
+        expected = Pipeline.load(small_engines, threads=2, working_point=model.working_point).find(hits)
+        np.testing.assert_array_equal(found["TRACK_LABEL"], expected)
+
+
 @pytest.mark.parametrize("n_hits", [0, 1, 2, 300, 3000])
 @pytest.mark.parametrize("working_point", [None, "fast", "balanced", "best"])
 @pytest.mark.parametrize("server", ["embedded", "container"])
@@ -63,7 +79,7 @@ def test_every_plan_finds_the_chains_tracks(
     ensemble = configs[ensemble_name(working_point)]
     for step in ensemble.ensemble_scheduling.step:
         folder = tmp_path / "repository" / step.model_name / "1"
-        inputs = {name: tensors[source] for name, source in step.input_map.items()}
+        inputs = {name: tensors[source] for name, source in step.input_map.items() if source in tensors}
         if step.model_name in native:
             spec = specs[step.model_name]
             engine = OnnxEngine(folder / f"{spec.name}.onnx", spec=spec, threads=2)
