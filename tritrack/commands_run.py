@@ -108,7 +108,11 @@ def find(
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Time a server may take for an event, in s.")
     ] = 60.0,
-    in_flight: Annotated[int, typer.Option(min=1, help="Events on their way to a server at once.")] = 2,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests on their way to a server at once.")] = 2,
+    pack_hits: Annotated[
+        int | None,
+        typer.Option(min=1, help="Send several events in one request, of so many hits together at most."),
+    ] = None,
 ) -> None:
     """Find the tracks of events, through a server or in process."""
     from tritrack.events.source import read_all
@@ -127,7 +131,12 @@ def find(
             _find_local(source, engines=engines, threads=threads, working_point=working_point)
             if url is None
             else _find_remote(
-                source, url=url, timeout=timeout, in_flight=in_flight, working_point=working_point
+                source,
+                url=url,
+                timeout=timeout,
+                in_flight=in_flight,
+                pack_hits=pack_hits,
+                working_point=working_point,
             )
         )
         for event, labels in zip(sent, results, strict=True):
@@ -234,10 +243,11 @@ def _find_remote(
     url: str,
     timeout: float,
     in_flight: int,
+    pack_hits: int | None,
     working_point: WorkingPointName | None,
 ) -> Iterator[Found]:
     with TrackFinder(url, working_point=working_point, timeout=timeout) as finder:
-        yield from finder.find_many(events, in_flight=in_flight, return_refusals=True)
+        yield from finder.find_many(events, in_flight=in_flight, pack_hits=pack_hits, return_refusals=True)
 
 
 def _find_local(

@@ -91,6 +91,16 @@ def test_the_working_point_is_in_the_name(both: Server, chain: Pipeline, hits_of
     assert counted.count > 0
 
 
+def test_the_fused_model_takes_packs(both: Server, chain: Pipeline, hits_of: HitsOf) -> None:
+    events = [hits_of(n_hits, seed=i) for i, n_hits in enumerate([900, 0, 400, 1, 700, 3])]
+    with TrackFinder(both.url, model=FUSED) as finder:
+        before = finder.statistics()[0].count
+        found = list(finder.find_many(events, pack_hits=1500))
+        assert finder.statistics()[0].count - before == 2
+    for labels, hits in zip(found, events, strict=True):
+        np.testing.assert_array_equal(labels, chain.find(hits))
+
+
 def test_instances_answer_side_by_side(both: Server, chain: Pipeline, hits_of: HitsOf) -> None:
     events = [hits_of(n_hits, seed=i) for i, n_hits in enumerate([900, 0, 400, 1, 700, 3])]
     with TrackFinder(both.url, model=FUSED) as finder, ThreadPoolExecutor(6) as pool:
