@@ -17,7 +17,7 @@ from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, ServerStartError
-from tritrack.stages.card import WorkingPointName
+from tritrack.stages.card import ENSEMBLE, WorkingPointName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +39,7 @@ Events = Annotated[
     list[Path],
     typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
 ]
+Model = Annotated[str, typer.Option(help="Name of the server's model at its default working point.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -96,6 +97,7 @@ def find(
     *,
     out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    model: Model = ENSEMBLE,
     local: Annotated[
         bool, typer.Option("--local", help="Run the same chain in process, without a server.")
     ] = False,
@@ -133,6 +135,7 @@ def find(
             else _find_remote(
                 source,
                 url=url,
+                model=model,
                 timeout=timeout,
                 in_flight=in_flight,
                 pack_hits=pack_hits,
@@ -192,13 +195,14 @@ def evaluate(
 def info(
     *,
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    model: Model = ENSEMBLE,
     engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
     as_json: AsJson = False,
 ) -> None:
     """Say what is installed here, and what a server serves."""
     from tritrack.installed import describe, describe_server
 
-    facts = describe(engines) if url is None else describe(engines) | describe_server(url)
+    facts = describe(engines) if url is None else describe(engines) | describe_server(url, model=model)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -241,12 +245,13 @@ def _find_remote(
     events: Iterable[Event],
     *,
     url: str,
+    model: str,
     timeout: float,
     in_flight: int,
     pack_hits: int | None,
     working_point: WorkingPointName | None,
 ) -> Iterator[Found]:
-    with TrackFinder(url, working_point=working_point, timeout=timeout) as finder:
+    with TrackFinder(url, model=model, working_point=working_point, timeout=timeout) as finder:
         yield from finder.find_many(events, in_flight=in_flight, pack_hits=pack_hits, return_refusals=True)
 
 

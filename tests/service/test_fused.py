@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tritrack.ensemble_repo.config import config_text
 from tritrack.ensemble_repo.render import CONFIG_FILE, render_repository
+from tritrack.installed import describe_server
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import ServerStartError, UnavailableError
 from tritrack.service.server import Server
@@ -89,6 +90,16 @@ def test_the_working_point_is_in_the_name(both: Server, chain: Pipeline, hits_of
     assert (info.model, info.working_point, info.steps) == (FAST, "fast", (FAST,))
     assert (info.max_hits, info.max_pairs, info.max_edges) == (5000, 20_000, 15_000)
     assert counted.count > 0
+
+
+def test_info_says_which_points_are_loaded(both: Server) -> None:
+    facts = describe_server(both.url, model=FUSED)
+    assert (facts["server model"], facts["server steps"]) == (FUSED, FUSED)
+    assert {name: point["model"] for name, point in facts["server working points"].items()} == {
+        "fast": FAST,
+        "balanced": f"{FUSED}_balanced is not loaded",
+        "best": f"{FUSED}_best is not loaded",
+    }
 
 
 def test_the_fused_model_takes_packs(both: Server, chain: Pipeline, hits_of: HitsOf) -> None:
