@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
 
+TIMEOUT = 600.0
+"""Seconds that a request may take: a measurement on a busy machine ends all the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -136,8 +139,8 @@ def main(
         )
         with (
             Server(repository, models=models) as server,
-            TrackFinder(server.url, model=models[0]) as ensemble,
-            TrackFinder(server.url, model=models[1]) as fused,
+            TrackFinder(server.url, model=models[0], timeout=TIMEOUT) as ensemble,
+            TrackFinder(server.url, model=models[1], timeout=TIMEOUT) as fused,
         ):
             for path in events:
                 rows += time_set(
