@@ -10,9 +10,9 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.ensemble_repo.plan import plan_chain, plan_steps
+from tritrack.ensemble_repo.plan import REQUEST, plan_chain, plan_fused, plan_steps
 from tritrack.stages.card import ENSEMBLE, ensemble_name
-from tritrack.stages.contract import HITS, TRACK_LABEL
+from tritrack.stages.contract import TRACK_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from tritrack.stages.contract import TensorSpec
 
 
-def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, threads: int) -> dict[str, Any]:
+def model_configs(
+    *, card: ModelCard, server: ServerKind, device: DeviceKind, threads: int, fused: bool = False
+) -> dict[str, Any]:
     """Build the configuration of every model of the repository.
 
     Parameters
@@ -35,16 +37,21 @@ def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, th
         Where the steps run.
     threads
         Threads of each step.
+    fused
+        Whether the chain in one process is there as well.
 
     Returns
     -------
     dict
         ``ModelConfig`` messages by model name: the steps in order, the ensemble of each working point, and
-        that of the default one under the name that goes without saying.
+        that of the default one under the name that goes without saying; then the fused models likewise.
     """
     configs = {step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server)}
     for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
         configs[name] = _ensemble_config(name, plan_chain(card, server, point), card, point)
+    for step in plan_fused(card) if fused else ():
+        configs[step.name] = _step_config(step, card, device, threads)
+        _set_parameters(configs[step.name], _service(card, step.working_point))
     return configs
 
 
@@ -68,7 +75,7 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
         output=_tensors(triton.ModelOutput, step.outputs, card),
         instance_group=[triton.ModelInstanceGroup(count=1, kind=f"KIND_{device.upper()}")],
     )
-    if step.backend == "python":
+    if step.backend != "onnxruntime":
         _set_parameters(config, _identity(card) | {"threads": str(threads), "computes": step.computes})
         if step.working_point is not None:
             _set_parameters(config, {"working_point": step.working_point})
@@ -85,10 +92,10 @@ def _ensemble_config(name: str, steps: tuple[Step, ...], card: ModelCard, point:
     config = triton.ModelConfig(
         name=name,
         platform="ensemble",
-        input=_tensors(triton.ModelInput, [HITS], card),
+        input=_tensors(triton.ModelInput, REQUEST, card),
         output=_tensors(triton.ModelOutput, [TRACK_LABEL], card),
     )
-    latest = {HITS.name: HITS.name}
+    latest = {spec.name: spec.name for spec in REQUEST}
     for step in steps:
         inputs = {spec.name: latest[spec.name] for spec in step.inputs}
         outputs = {
@@ -99,13 +106,7 @@ def _ensemble_config(name: str, steps: tuple[Step, ...], card: ModelCard, point:
         config.ensemble_scheduling.step.add(
             model_name=step.name, model_version=-1, input_map=inputs, output_map=outputs
         )
-    limits = {name: str(limit) for name, limit in asdict(card.limits).items()}
-    served = {
-        "working_point": point,
-        "working_points": " ".join(card.points),
-        "metrics": json.dumps(card.point(point).metrics, sort_keys=True),
-    }
-    _set_parameters(config, _identity(card) | limits | served)
+    _set_parameters(config, _identity(card) | _service(card, point))
     return config
 
 
@@ -116,6 +117,7 @@ def _tensors(message: Any, specs: Iterable[TensorSpec], card: ModelCard) -> list
             name=spec.name,
             data_type=f"TYPE_{np_to_triton_dtype(spec.dtype)}",
             dims=[dim if isinstance(dim, int) else fixed.get(dim, -1) for dim in spec.dims],
+            **({"optional": True} if spec.optional else {}),
         )
         for spec in specs
     ]
@@ -124,6 +126,16 @@ def _tensors(message: Any, specs: Iterable[TensorSpec], card: ModelCard) -> list
 def _identity(card: ModelCard) -> dict[str, str]:
     """Return what tells a client which model it speaks to."""
     return {"contract_version": str(card.contract_version), "card_name": card.name, "card_sha256": card.hash}
+
+
+def _service(card: ModelCard, point: WorkingPointName | None) -> dict[str, str]:
+    """Return what a client wants to know of the model that it sends events to."""
+    limits = {name: str(limit) for name, limit in asdict(card.limits).items()}
+    return limits | {
+        "working_point": point or card.default,
+        "working_points": " ".join(card.points),
+        "metrics": json.dumps(card.point(point).metrics, sort_keys=True),
+    }
 
 
 def _set_parameters(config: Any, values: dict[str, str]) -> None:

@@ -1,4 +1,8 @@
-"""The adapter between Triton's Python backend and a step; it is copied into every Python step's folder."""
+"""The adapter between Triton and what runs in Python.
+
+It is copied into the folder of every step of the Python backend, and it is the whole of the backend ``tritrack``,
+whose models bring their configuration, card and engines, and no code.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from tritrack.stages.contract import ContractError
 
 
 class TritonPythonModel:
-    """One step of the chain; Triton looks for this name."""
+    """One step, or the whole chain; Triton looks for this name."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the step that the configuration says."""
@@ -41,6 +45,10 @@ class TritonPythonModel:
         """Answer each request; one that fails does not fail the others."""
         return [self._answer(request) for request in requests]
 
+    def finalize(self) -> None:
+        """Let go of the engines, so that a model that is unloaded leaves nothing behind."""
+        del self.step
+
     def _answer(self, request: Any) -> Any:
         if request.is_cancelled():
             return _refusal(f"{self.name}: the client gave up", pb_utils.TritonError.CANCELLED)
@@ -58,13 +66,14 @@ class TritonPythonModel:
 
 
 def _smallest_inputs(config: dict[str, Any]) -> dict[str, Any]:
-    """Return zeros for every input of the step, two rows where the number of rows is free."""
+    """Return zeros for every input that the step needs, two rows where the number of rows is free."""
     return {
         tensor["name"]: np.zeros(
             [2 if int(dim) < 0 else int(dim) for dim in tensor["dims"]],
             dtype=pb_utils.triton_string_to_numpy(tensor["data_type"]),
         )
         for tensor in config["input"]
+        if not tensor.get("optional")
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tritrack.stages.card import CARD_FILE, engine_file
-from tritrack.stages.contract import HITS, SERVED_STEPS, StageSpec
+from tritrack.stages.card import CARD_FILE, FUSED, engine_file, ensemble_name
+from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, STAGES, TRACK_LABEL, StageSpec
 
 if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, WorkingPointName
@@ -14,8 +15,22 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "model.py"
 
+Backend = Literal["python", "onnxruntime", "tritrack"]
+
+BACKEND: Backend = "tritrack"
+"""The Triton backend that runs any step, or the whole chain: the adapter, in a folder of the server's backends."""
+
+BACKEND_FILE = Path(__file__).with_name(ADAPTER_FILE)
+"""What that folder holds."""
+
+REQUEST = (HITS, EVENT_OFFSETS)
+"""What a client sends."""
+
 ENTRY_STEP = StageSpec(name="entry", inputs=(HITS,), outputs=(HITS,))
 """Checks HITS where the first stage runs in a native backend, which does not."""
+
+CHAIN = StageSpec(name="chain", inputs=(HITS,), outputs=(TRACK_LABEL,))
+"""The five stages in one process."""
 
 CUTS_OF_STEP = {
     "graph": ("graph", "radius", "windows", "k"),
@@ -29,19 +44,17 @@ ServerKind = Literal["embedded", "container"]
 
 DeviceKind = Literal["cpu", "gpu"]
 
-Backend = Literal["python", "onnxruntime"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One Triton model of the ensembles.
+    """One Triton model: a step of the ensembles, or the chain as a whole.
 
     Attributes
     ----------
     name
         Name of the model: what it computes, and the working point where that matters.
     computes
-        ``entry``, or one of the contract's served steps.
+        ``entry``, one of the contract's served steps, or ``chain``.
     working_point
         Whose cuts it takes; None for a step without.
     backend
@@ -79,6 +92,26 @@ def plan_steps(card: ModelCard, server: ServerKind) -> tuple[Step, ...]:
     return tuple(dict.fromkeys(step for alternatives in zip(*chains, strict=True) for step in alternatives))
 
 
+def plan_fused(card: ModelCard) -> tuple[Step, ...]:
+    """Return the models that run the chain in one process, by the names that clients ask for.
+
+    There is one of each working point, and one of the default under the name that goes without saying.
+    """
+    files = (CARD_FILE, *(engine_file(spec.name) for spec in STAGES if spec.engine))
+    return tuple(
+        Step(
+            name=ensemble_name(point, ensemble=FUSED),
+            computes=CHAIN.name,
+            working_point=point or card.default,
+            backend=BACKEND,
+            inputs=REQUEST,
+            outputs=CHAIN.outputs,
+            files=files,
+        )
+        for point in (*card.points, None)
+    )
+
+
 def _step(spec: StageSpec, card: ModelCard, working_point: WorkingPointName, *, native: bool) -> Step:
     owner = _owner(spec.name, card, working_point)
     engine = (engine_file(spec.name),) if spec.engine else ()
@@ -88,7 +121,8 @@ def _step(spec: StageSpec, card: ModelCard, working_point: WorkingPointName, *, 
         computes=spec.name,
         working_point=owner,
         backend="python" if in_python else "onnxruntime",
-        inputs=spec.inputs,
+        # A native backend sees a pack as one large event, which its network may.
+        inputs=(*spec.inputs, EVENT_OFFSETS) if in_python else spec.inputs,
         outputs=spec.outputs,
         files=(ADAPTER_FILE, CARD_FILE, *engine) if in_python else engine,
     )

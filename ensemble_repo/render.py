@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_steps
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND_FILE, plan_fused, plan_steps
 from tritrack.stages.card import ENSEMBLE, read_card
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
 
 VERSION = "1"
@@ -24,7 +25,7 @@ class RepositoryError(ValueError):
 
 
 def render_repository(
-    *, engines: Path, out: Path, server: ServerKind, device: DeviceKind, threads: int
+    *, engines: Path, out: Path, server: ServerKind, device: DeviceKind, threads: int, fused: bool = False
 ) -> None:
     """Write the model repository that serves a folder of engines.
 
@@ -41,6 +42,8 @@ def render_repository(
         "cpu" or "gpu".
     threads
         Threads of each step, at least 1.
+    fused
+        Write the models of the ``tritrack`` backend, too: the chain in one process.
 
     Raises
     ------
@@ -58,13 +61,13 @@ def render_repository(
     # Written beside the target and moved, so that a failure leaves no half of a repository.
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    configs = model_configs(card=card, server=server, device=device, threads=threads)
+    configs = model_configs(card=card, server=server, device=device, threads=threads, fused=fused)
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)
         (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    for step in plan_steps(card, server):
+    for step in (*plan_steps(card, server), *(plan_fused(card) if fused else ())):
         for file in step.files:
-            source = (Path(__file__).parent if file == ADAPTER_FILE else engines) / file
+            source = BACKEND_FILE if file == ADAPTER_FILE else engines / file
             if not source.is_file():
                 shutil.rmtree(fresh)
                 raise RepositoryError(f"{source}: missing, the step {step.name} needs it")

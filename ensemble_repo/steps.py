@@ -1,13 +1,13 @@
-"""What each Python step of the repository computes."""
+"""What each model that runs in Python computes."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tritrack.ensemble_repo.plan import ENTRY_STEP
+from tritrack.ensemble_repo.plan import CHAIN, ENTRY_STEP
 from tritrack.stages.card import read_card
-from tritrack.stages.contract import HITS, SERVED_STEPS, check_hits
+from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, TRACK_LABEL, check_hits
 from tritrack.stages.stage import load_stage
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.stages.card import ModelCard, WorkingPointName
+    from tritrack.stages.pipeline import Pipeline
 
     Tensors = Mapping[str, NDArray[Any]]
     Outputs = dict[str, NDArray[Any]]
@@ -30,9 +31,9 @@ def load_step(
     Parameters
     ----------
     computes
-        One of the contract's served steps, or ``entry``.
+        One of the contract's served steps, ``entry``, or ``chain``.
     folder
-        Holds the model card and, for a step with a network, its engine.
+        Holds the model card and the engine of each network in it.
     threads
         Threads of the step.
     working_point
@@ -50,11 +51,24 @@ def load_step(
     """
     if computes == ENTRY_STEP.name:
         return partial(_enter, read_card(folder))
+    if computes == CHAIN.name:
+        from tritrack.stages.pipeline import Pipeline  # here: it imports ONNX Runtime
+
+        return partial(_find, Pipeline.load(folder, threads=threads, working_point=working_point))
     spec = next(spec for spec in SERVED_STEPS if spec.name == computes)
     return load_stage(spec, folder, threads=threads, working_point=working_point)
 
 
 def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
     hits = tensors[HITS.name]
-    check_hits(hits, n_columns=len(card.columns), max_hits=card.limits.max_hits)
+    check_hits(
+        hits,
+        n_columns=len(card.columns),
+        max_hits=card.limits.max_hits,
+        event_offsets=tensors.get(EVENT_OFFSETS.name),
+    )
     return {HITS.name: hits}
+
+
+def _find(chain: Pipeline, tensors: Tensors) -> Outputs:
+    return {TRACK_LABEL.name: chain.find(tensors[HITS.name], event_offsets=tensors.get(EVENT_OFFSETS.name))}

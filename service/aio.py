@@ -12,10 +12,13 @@ from tritonclient.utils import InferenceServerException
 from tritrack.service.errors import EventRefusedError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
-    Request,
+    Pack,
     ServerInfo,
     StepStatistics,
+    accepted,
+    check_counts,
     is_unavailable,
+    make_packs,
     make_request,
     retry_delays,
     server_info,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
     from tritrack.stages.card import WorkingPointName
+
+    Found = NDArray[np.int64] | EventRefusedError
 
 T = TypeVar("T")
 
@@ -65,7 +70,7 @@ class AsyncTrackFinder:
 
     async def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
         """Find the tracks of one event; see :meth:`TrackFinder.find`."""
-        return await self._find(make_request(event))
+        return (await self._find(Pack(events=(make_request(event),))))[0]
 
     @overload
     def find_many(
@@ -73,6 +78,7 @@ class AsyncTrackFinder:
         events: Iterable[Event | NDArray[np.float32]],
         *,
         in_flight: int = ...,
+        pack_hits: int | None = ...,
         return_refusals: Literal[False] = ...,
     ) -> AsyncIterator[NDArray[np.int64]]: ...
 
@@ -82,6 +88,7 @@ class AsyncTrackFinder:
         events: Iterable[Event | NDArray[np.float32]],
         *,
         in_flight: int = ...,
+        pack_hits: int | None = ...,
         return_refusals: Literal[True],
     ) -> AsyncIterator[NDArray[np.int64] | EventRefusedError]: ...
 
@@ -90,29 +97,21 @@ class AsyncTrackFinder:
         events: Iterable[Event | NDArray[np.float32]],
         *,
         in_flight: int = 4,
+        pack_hits: int | None = None,
         return_refusals: bool = False,
     ) -> AsyncIterator[NDArray[np.int64] | EventRefusedError]:
         """Find the tracks of many events; see :meth:`TrackFinder.find_many`."""
-        if in_flight < 1:
-            raise ValueError(f"in_flight: {in_flight} given, at least 1 wanted")
-
-        async def find(request: Request) -> NDArray[np.int64] | EventRefusedError:
-            try:
-                return await self._find(request)
-            except EventRefusedError as error:
-                if return_refusals:
-                    return error
-                raise
-
-        pending: deque[asyncio.Task[NDArray[np.int64] | EventRefusedError]] = deque()
+        check_counts(in_flight=in_flight, pack_hits=pack_hits)
+        pending: deque[asyncio.Task[list[Found]]] = deque()
         try:
-            for position, event in enumerate(events):
+            for pack in make_packs(events, pack_hits=pack_hits):
                 if len(pending) == in_flight:
-                    yield await pending.popleft()
-                request = make_request(event, position=position)
-                pending.append(asyncio.create_task(find(request)))
+                    for found in accepted(await pending.popleft(), return_refusals):
+                        yield found
+                pending.append(asyncio.create_task(self._find_each(pack)))
             while pending:
-                yield await pending.popleft()
+                for found in accepted(await pending.popleft(), return_refusals):
+                    yield found
         finally:
             for task in pending:
                 task.cancel()
@@ -140,18 +139,26 @@ class AsyncTrackFinder:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _find(self, request: Request) -> NDArray[np.int64]:
+    async def _find(self, pack: Pack) -> list[NDArray[np.int64]]:
         info = self._info  # read once: another task may reset it
         if info is None:
-            info = await self._read_info(request.name)
+            info = await self._read_info(pack.name)
             info.require_fit()
             self._info = info
-        inputs = request.inputs(info)
+        inputs = pack.inputs(info)
 
         async def infer() -> Any:
             return await self._client.infer(self.model, inputs, client_timeout=self.timeout)
 
-        return request.labels(await self._call(request.name, infer))
+        return pack.labels(await self._call(pack.name, infer))
+
+    async def _find_each(self, pack: Pack) -> list[Found]:
+        try:
+            return list(await self._find(pack))
+        except EventRefusedError as error:
+            if len(pack.events) == 1:
+                return [error]
+        return [found for half in pack.halves() for found in await self._find_each(half)]
 
     async def _read_info(self, name: str) -> ServerInfo:
         async def ask(model: str) -> ServerInfo:

@@ -14,10 +14,13 @@ from tritonclient.utils import InferenceServerException
 from tritrack.service.errors import EventRefusedError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
-    Request,
+    Pack,
     ServerInfo,
     StepStatistics,
+    accepted,
+    check_counts,
     is_unavailable,
+    make_packs,
     make_request,
     retry_delays,
     server_info,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
     from tritrack.stages.card import WorkingPointName
+
+    Found = NDArray[np.int64] | EventRefusedError
 
 T = TypeVar("T")
 
@@ -100,7 +105,7 @@ class TrackFinder:
         UnavailableError, RequestTimeoutError, MismatchError, ServiceError
             Where the server cannot answer.
         """
-        return self._find(make_request(event))
+        return self._find(Pack(events=(make_request(event),)))[0]
 
     @overload
     def find_many(
@@ -108,6 +113,7 @@ class TrackFinder:
         events: Iterable[Event | NDArray[np.float32]],
         *,
         in_flight: int = ...,
+        pack_hits: int | None = ...,
         return_refusals: Literal[False] = ...,
     ) -> Iterator[NDArray[np.int64]]: ...
 
@@ -117,6 +123,7 @@ class TrackFinder:
         events: Iterable[Event | NDArray[np.float32]],
         *,
         in_flight: int = ...,
+        pack_hits: int | None = ...,
         return_refusals: Literal[True],
     ) -> Iterator[NDArray[np.int64] | EventRefusedError]: ...
 
@@ -125,6 +132,7 @@ class TrackFinder:
         events: Iterable[Event | NDArray[np.float32]],
         *,
         in_flight: int = 4,
+        pack_hits: int | None = None,
         return_refusals: bool = False,
     ) -> Iterator[NDArray[np.int64] | EventRefusedError]:
         """Find the tracks of many events, several of them on their way at once.
@@ -134,7 +142,11 @@ class TrackFinder:
         events
             Events or hits, as for :meth:`find`; read as they are needed.
         in_flight
-            Events on their way at once.
+            Requests on their way at once.
+        pack_hits
+            Send several events in one request, as long as they have no more hits than this together; None sends
+            each by itself. The labels are the same. Of a pack that is refused, every event that is not at fault
+            is sent again.
         return_refusals
             Give the error of a refused event in the place of its labels and go on, instead of raising it
             and ending there.
@@ -149,9 +161,8 @@ class TrackFinder:
         ServiceError
             As :meth:`find`, at the place of the event concerned.
         """
-        if in_flight < 1:
-            raise ValueError(f"in_flight: {in_flight} given, at least 1 wanted")
-        return self._find_many(events, in_flight, return_refusals)
+        check_counts(in_flight=in_flight, pack_hits=pack_hits)
+        return self._find_many(make_packs(events, pack_hits=pack_hits), in_flight, return_refusals)
 
     def server_info(self) -> ServerInfo:
         """Ask the server what it serves."""
@@ -175,39 +186,38 @@ class TrackFinder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _find(self, request: Request) -> NDArray[np.int64]:
+    def _find(self, pack: Pack) -> list[NDArray[np.int64]]:
         info = self._info  # read once: another thread may reset it
         if info is None:
-            info = self._read_info(request.name)
+            info = self._read_info(pack.name)
             info.require_fit()
             self._info = info
-        inputs = request.inputs(info)
+        inputs = pack.inputs(info)
 
         def infer() -> Any:
             return self._client.infer(self.model, inputs, client_timeout=self.timeout)
 
-        return request.labels(self._call(request.name, infer))
+        return pack.labels(self._call(pack.name, infer))
 
-    def _find_many(
-        self, events: Iterable[Event | NDArray[np.float32]], in_flight: int, return_refusals: bool
-    ) -> Iterator[NDArray[np.int64] | EventRefusedError]:
-        def find(request: Request) -> NDArray[np.int64] | EventRefusedError:
-            try:
-                return self._find(request)
-            except EventRefusedError as error:
-                if return_refusals:
-                    return error
-                raise
+    def _find_each(self, pack: Pack) -> list[Found]:
+        """Find, and send what is refused again in halves, until each event at fault is alone."""
+        try:
+            return list(self._find(pack))
+        except EventRefusedError as error:
+            if len(pack.events) == 1:
+                return [error]
+        return [found for half in pack.halves() for found in self._find_each(half)]
 
-        pending: deque[Future[NDArray[np.int64] | EventRefusedError]] = deque()
+    def _find_many(self, packs: Iterator[Pack], in_flight: int, return_refusals: bool) -> Iterator[Found]:
+        pending: deque[Future[list[Found]]] = deque()
         with ThreadPoolExecutor(in_flight) as pool, contextlib.ExitStack() as stack:
             stack.callback(lambda: [future.cancel() for future in pending])
-            for position, event in enumerate(events):
+            for pack in packs:
                 if len(pending) == in_flight:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(find, make_request(event, position=position)))
+                    yield from accepted(pending.popleft().result(), return_refusals)
+                pending.append(pool.submit(self._find_each, pack))
             while pending:
-                yield pending.popleft().result()
+                yield from accepted(pending.popleft().result(), return_refusals)
 
     def _read_info(self, name: str) -> ServerInfo:
         def ask(model: str) -> ServerInfo:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND, BACKEND_FILE
 from tritrack.service.errors import ServerStartError
 
 WHEEL = "nvidia-pytriton"
@@ -66,7 +67,11 @@ class Installation:
         backend = work / "backends" / "python"
         backend.mkdir(parents=True)
         for path in [*(self._root / "backends" / "python").glob("*.*"), self._stub]:
-            (backend / path.name).symlink_to(path)
+            # Triton refuses a Python-based backend whose library is a link out of its folder.
+            shutil.copy(path, backend / path.name)
+        fused = work / "backends" / BACKEND
+        fused.mkdir()
+        (fused / ADAPTER_FILE).symlink_to(BACKEND_FILE)
         # A folder with this one library: LD_LIBRARY_PATH reaches everything that the stub loads.
         (work / "lib").mkdir()
         (work / "lib" / LIBPYTHON).symlink_to(find_libpython())

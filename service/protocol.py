@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tritrack.service.errors import (
 )
 from tritrack.stages.contract import (
     CONTRACT_VERSION,
+    EVENT_OFFSETS,
     HITS,
     TRACK_LABEL,
     ContractError,
@@ -29,10 +31,12 @@ from tritrack.stages.contract import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
     from tritonclient.utils import InferenceServerException
+
+    from tritrack.stages.contract import TensorSpec
 
 CHANNEL_ARGUMENTS = (
     ("grpc.max_send_message_length", -1),
@@ -79,7 +83,7 @@ class ServerInfo:
     max_hits, max_pairs, max_edges
         The model's limits.
     steps
-        The ensemble's steps, in order.
+        The ensemble's steps, in order; of the chain in one process, that model itself.
     """
 
     url: str
@@ -154,27 +158,111 @@ class Request:
     name: str
     hits: NDArray[Any]
 
-    def inputs(self, info: ServerInfo) -> list[Any]:
-        """Check the hits and return the request's tensors (raises EventRefusedError)."""
+    def check(self, info: ServerInfo) -> None:
+        """Check the hits (raises EventRefusedError)."""
         try:
             check_hits(self.hits, n_columns=info.n_columns, max_hits=info.max_hits)
         except ContractError as error:
             hint = "; convert with astype('float32')" if self.hits.dtype != HITS.dtype else ""
             raise EventRefusedError(f"{self.name}: {error}{hint}") from None
-        tensor = InferInput(HITS.name, list(self.hits.shape), np_to_triton_dtype(HITS.dtype))
-        tensor.set_data_from_numpy(self.hits)
-        return [tensor]
 
-    def labels(self, result: Any) -> NDArray[np.int64]:
-        """Return the labels of the server's answer, one per hit (raises ServiceError)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """One event or several in one request.
+
+    Attributes
+    ----------
+    events
+        At least one.
+    """
+
+    events: tuple[Request, ...]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        first, last = self.events[0].name, self.events[-1].name
+        return first if len(self.events) == 1 else f"the {len(self.events)} events from {first} to {last}"
+
+    def inputs(self, info: ServerInfo) -> list[Any]:
+        """Check the events and return the request's tensors; of one event HITS alone.
+
+        Raises
+        ------
+        EventRefusedError
+            Where one of the events, or all of them together, cannot be sent.
+        """
+        for event in self.events:
+            event.check(info)
+        if len(self.events) == 1:
+            return [_wire_tensor(HITS, self.events[0].hits)]
+        offsets = self._offsets()
+        if offsets[-1] > info.max_hits:
+            raise EventRefusedError(
+                f"{self.name}: {offsets[-1]} hits together, the model's limit max_hits is {info.max_hits}"
+            )
+        hits = np.concatenate([event.hits for event in self.events])
+        return [_wire_tensor(HITS, hits), _wire_tensor(EVENT_OFFSETS, offsets)]
+
+    def labels(self, result: Any) -> list[NDArray[np.int64]]:
+        """Return the labels of the server's answer for each event, one per hit (raises ServiceError)."""
         labels = result.as_numpy(TRACK_LABEL.name)
         if labels is None:
             raise ServiceError(f"{self.name}: the server's answer holds no {TRACK_LABEL.name}")
+        offsets = self._offsets().tolist()
         try:
-            check_tensor(labels, TRACK_LABEL, {"n_hits": self.hits.shape[0]})
+            check_tensor(labels, TRACK_LABEL, {"n_hits": offsets[-1]})
         except ContractError as error:
             raise ServiceError(f"{self.name}: the server's answer breaks the contract: {error}") from None
-        return np.array(labels)  # a copy that can be written to
+        # Copies, which can be written to.
+        return [np.array(labels[first:last]) for first, last in pairwise(offsets)]
+
+    def halves(self) -> tuple[Pack, Pack]:
+        """Return the first and the second half of several events."""
+        middle = len(self.events) // 2
+        return Pack(events=self.events[:middle]), Pack(events=self.events[middle:])
+
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(event.hits.shape[0] for event in self.events)], dtype=np.int64)
+
+
+def _wire_tensor(spec: TensorSpec, array: NDArray[Any]) -> Any:
+    tensor = InferInput(spec.name, list(array.shape), np_to_triton_dtype(spec.dtype))
+    return tensor.set_data_from_numpy(array)
+
+
+def make_packs(events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None) -> Iterator[Pack]:
+    """Put events, in order, into packs of at most so many hits; an event with more is a pack of its own.
+
+    An event without hits counts as one, so that packs end however many of them there are.
+
+    Parameters
+    ----------
+    events
+        Read as they are needed, at most one ahead.
+    pack_hits
+        Most hits of a pack; None sends each event by itself.
+
+    Yields
+    ------
+    Pack
+    """
+    pack: list[Request] = []
+    n_hits = 0
+    for position, event in enumerate(events):
+        request = make_request(event, position=position)
+        more = max(request.hits.shape[0], 1) if request.hits.ndim else 1
+        if pack and n_hits + more > (pack_hits or 0):
+            yield Pack(events=tuple(pack))
+            pack, n_hits = [], 0
+        pack.append(request)
+        n_hits += more
+        if n_hits >= (pack_hits or 0):
+            yield Pack(events=tuple(pack))
+            pack, n_hits = [], 0
+    if pack:
+        yield Pack(events=tuple(pack))
 
 
 def make_request(event: Event | NDArray[Any], *, position: int | None = None) -> Request:
@@ -183,6 +271,23 @@ def make_request(event: Event | NDArray[Any], *, position: int | None = None) ->
         return Request(name=f"event {event.event_id}", hits=event.hits)
     name = "the event" if position is None else f"event {position} of those sent, counted from 0"
     return Request(name=name, hits=np.asarray(event))
+
+
+def check_counts(*, in_flight: int, pack_hits: int | None) -> None:
+    """Raise ValueError where one of the options of ``find_many`` is no count."""
+    for name, count in (("in_flight", in_flight), ("pack_hits", pack_hits)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: {count} given, at least 1 wanted")
+
+
+def accepted(
+    found: Iterable[NDArray[np.int64] | EventRefusedError], return_refusals: bool
+) -> Iterator[NDArray[np.int64] | EventRefusedError]:
+    """Yield the labels of events; a refusal in its place too, or raised there."""
+    for one in found:
+        if isinstance(one, EventRefusedError) and not return_refusals:
+            raise one
+        yield one
 
 
 def retry_delays(retries: int) -> Iterator[float | None]:
@@ -252,7 +357,8 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             max_hits=int(values["max_hits"]),
             max_pairs=int(values["max_pairs"]),
             max_edges=int(values["max_edges"]),
-            steps=tuple(step.model_name for step in config.ensemble_scheduling.step),
+            # The chain in one process is a single step.
+            steps=tuple(step.model_name for step in config.ensemble_scheduling.step) or (config.name,),
         )
     except (KeyError, IndexError):
         raise MismatchError(f"{url}: the model {config.name} there is not one of tritrack's") from None

@@ -13,6 +13,7 @@ from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import SERVED_STEPS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tritrack.stages.card import ModelCard
@@ -40,13 +41,14 @@ def shared_memory_at_limits(card: ModelCard) -> int:
     )
 
 
-def check_repository(repository: Path) -> None:
-    """Check a repository's card, and that its tensors have room in shared memory.
+def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
+    """Check a repository's card, that it has the models, and that its tensors have room in shared memory.
 
     Raises
     ------
     ServerStartError
-        Where there is no repository, its card cannot be used, or shared memory does not do for the start.
+        Where there is no repository, its card cannot be used, a model is missing, or shared memory does not do
+        for the start.
     """
     cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
     if not cards:
@@ -55,6 +57,9 @@ def check_repository(repository: Path) -> None:
         card = read_card(cards[0].parent)
     except CardError as error:
         raise ServerStartError(str(error)) from None
+    there = sorted(path.name for path in repository.iterdir() if path.is_dir())
+    if missing := [name for name in models if name not in there]:
+        raise ServerStartError(f"{repository}: has no model {missing[0]}, it has {', '.join(there)}")
     if not os.access(SHM, os.W_OK):
         raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
     free, needed = free_bytes(), len(cards) * STEP_SHM

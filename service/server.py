@@ -24,6 +24,7 @@ from tritrack.service.repository import check_repository
 from tritrack.service.shm import Regions, remove_leftovers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Server:
         Address to listen on.
     ports
         Ports to listen on.
+    models
+        The models to load, of an ensemble its steps too; none given loads all.
     log
         File for the server's log; None keeps it only while the server runs.
     start_timeout, stop_timeout
@@ -84,6 +87,7 @@ class Server:
         executable: Path | None = None,
         address: str = "127.0.0.1",
         ports: Ports | None = None,
+        models: Sequence[str] = (),
         log: Path | None = None,
         start_timeout: float = 120.0,
         stop_timeout: float = 20.0,
@@ -93,6 +97,7 @@ class Server:
         self._address = address
         self._wanted = ports or Ports()
         self._ports = self._wanted
+        self._models = models
         self._log = log
         self._log_path: Path | None = None
         self._start_timeout = start_timeout
@@ -133,7 +138,7 @@ class Server:
         self.installation.check()
         for name in remove_leftovers():
             logger.info("removed %s, left in shared memory by a server that died", name)
-        check_repository(self.repository)
+        check_repository(self.repository, models=self._models)
         for attempt in range(1, PORT_ATTEMPTS + 1):
             self._ports = self._wanted.fill(self._address)
             try:
@@ -206,6 +211,8 @@ class Server:
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={max(1, math.floor(self._stop_timeout / 2))}",
         ]
+        if self._models:
+            command += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in self._models)]
         for service in ("http", "grpc", "metrics"):
             command += [
                 f"--{service}-address={self._address}",

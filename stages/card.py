@@ -18,6 +18,9 @@ CARD_FILE = "card.json"
 ENSEMBLE = "track_finder"
 """Name of what a server answers with: HITS in, TRACK_LABEL out, at the default working point."""
 
+FUSED = "track_finder_fused"
+"""Name of the same, computed in one process."""
+
 
 def engine_file(stage: str) -> str:
     """Name of the file that a stage's network is exported to; it lies beside the card."""

@@ -6,17 +6,19 @@ the server's model configurations, the client, the documentation) derives it fro
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """Raised whenever a tensor's name, dtype, shape or meaning changes."""
 
 NO_TRACK = -1
@@ -50,6 +52,8 @@ class TensorSpec:
         Unit of the values; "1" where they have none.
     meaning
         One sentence.
+    optional
+        Whether a request may leave it out.
     """
 
     name: str
@@ -57,6 +61,7 @@ class TensorSpec:
     dims: tuple[int | str, ...]
     unit: str
     meaning: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,8 @@ class StageSpec:
     name
         Name of the stage.
     inputs, outputs
-        The tensors that the stage takes and gives.
+        The tensors that the stage takes and gives; of several events in one request, every stage takes
+        ``EVENT_OFFSETS`` besides.
     engine
         What the stage's network alone gives; empty for a stage without a network. Where it differs from
         ``outputs``, a step outside the network follows it.
@@ -86,6 +92,14 @@ HITS = TensorSpec(
     dims=("n_hits", "n_columns"),
     unit="mm",
     meaning="x, y, z of each hit in the global frame; the model card names the columns",
+)
+EVENT_OFFSETS = TensorSpec(
+    name="EVENT_OFFSETS",
+    dtype=np.dtype(np.int64),
+    dims=("n_events + 1",),
+    unit="1",
+    meaning="of a pack: event i has the hits from entry i up to entry i + 1; without it, all hits are one event",
+    optional=True,
 )
 EMBEDDING = TensorSpec(
     name="EMBEDDING",
@@ -183,7 +197,9 @@ def check_tensor(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]
     return known
 
 
-def check_hits(hits: NDArray[Any], *, n_columns: int, max_hits: int) -> None:
+def check_hits(
+    hits: NDArray[Any], *, n_columns: int, max_hits: int, event_offsets: NDArray[Any] | None = None
+) -> None:
     """Check what a client sent: dtype, shape, number of hits and finite values.
 
     Parameters
@@ -193,16 +209,65 @@ def check_hits(hits: NDArray[Any], *, n_columns: int, max_hits: int) -> None:
     n_columns
         Columns that the model wants.
     max_hits
-        The model's limit.
+        The model's limit; of a pack, for all of its events together.
+    event_offsets
+        EVENT_OFFSETS as received; None for one event.
 
     Raises
     ------
     ContractError
-        Names the limit and the count, or the first ten rows that are not finite or not in any detector.
+        Names the limit and the count, or the first ten rows that are not finite or not in any detector; of a
+        pack, the event as well.
     """
     check_tensor(hits, HITS, {"n_columns": n_columns})
-    if hits.shape[0] > max_hits:
-        raise ContractError(f"HITS: {hits.shape[0]} hits, the model's limit max_hits is {max_hits}")
+    if event_offsets is None:
+        if hits.shape[0] > max_hits:
+            raise ContractError(f"HITS: {hits.shape[0]} hits, the model's limit max_hits is {max_hits}")
+        _check_values(hits)
+        return
+    check_event_offsets(event_offsets, n_hits=hits.shape[0])
+    for event, (first, last) in enumerate(pairwise(event_offsets.tolist())):
+        with in_event(event):
+            if last > max_hits:
+                raise ContractError(
+                    f"HITS: {last} hits with those of the events before it, the model's limit max_hits is {max_hits}"
+                )
+            _check_values(hits[first:last])
+
+
+def check_event_offsets(event_offsets: NDArray[Any], *, n_hits: int | None) -> None:
+    """Check that EVENT_OFFSETS shares out all hits, where their number is known, event after event.
+
+    Raises
+    ------
+    ContractError
+        Where it does not.
+    """
+    check_tensor(event_offsets, EVENT_OFFSETS, {})
+    if event_offsets.size == 0:
+        raise ContractError("EVENT_OFFSETS: is empty; even without events its first entry is 0")
+    first, last = event_offsets[[0, -1]].tolist()
+    if first != 0 or (n_hits is not None and last != n_hits):
+        raise ContractError(
+            f"EVENT_OFFSETS: leads from {first} to {last}, wanted is from 0 to the number of hits, {n_hits}"
+        )
+    falls = np.flatnonzero(np.diff(event_offsets) < 0)
+    if falls.size:
+        raise ContractError(
+            f"EVENT_OFFSETS: falls after entry {falls[0]}, event {falls[0]} would have no end"
+        )
+
+
+@contextlib.contextmanager
+def in_event(event: int) -> Iterator[None]:
+    """Say in a ContractError which event of a pack it is about."""
+    try:
+        yield
+    except ContractError as error:
+        raise ContractError(f"event {event} of the pack, counted from 0: {error}") from None
+
+
+def _check_values(hits: NDArray[Any]) -> None:
     for wrong, what in (
         (~np.isfinite(hits), "hold NaN or infinity"),
         (

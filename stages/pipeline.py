@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tritrack.stages.card import read_card
-from tritrack.stages.contract import HITS, STAGES, TRACK_LABEL
+from tritrack.stages.contract import EVENT_OFFSETS, HITS, STAGES, TRACK_LABEL
 from tritrack.stages.engine import load_engine
 from tritrack.stages.stage import Stage, set_compiled_threads, stage_function
 
@@ -74,27 +74,37 @@ class Pipeline:
         """Return the chain at another working point of its card, with the same networks (raises CardError)."""
         return Pipeline(card=self.card, engines=self._engines, working_point=working_point)
 
-    def find(self, hits: NDArray[np.float32], *, on_stage: StageHook | None = None) -> NDArray[np.int64]:
-        """Find the tracks of one event.
+    def find(
+        self,
+        hits: NDArray[np.float32],
+        *,
+        event_offsets: NDArray[np.int64] | None = None,
+        on_stage: StageHook | None = None,
+    ) -> NDArray[np.int64]:
+        """Find the tracks of one event, or of each event of a pack.
 
         Parameters
         ----------
         hits
             float32 [n_hits, 3], x, y, z in mm.
+        event_offsets
+            int64 [n_events + 1]: event i has the hits from entry i up to entry i + 1. None for one event.
         on_stage
             Called after each stage with its name, its outputs and its wall time in seconds.
 
         Returns
         -------
         ndarray
-            int64 [n_hits], the track number of each hit or -1.
+            int64 [n_hits], the track number of each hit in its event or -1.
 
         Raises
         ------
         ContractError
-            Where the hits break the contract or the event is over the card's limits.
+            Where the hits break the contract or the event (or the pack) is over the card's limits.
         """
         tensors: dict[str, NDArray[Any]] = {HITS.name: hits}
+        if event_offsets is not None:
+            tensors[EVENT_OFFSETS.name] = event_offsets
         for stage in self.stages:
             start = time.perf_counter()
             outputs = stage(tensors)

@@ -12,6 +12,7 @@ from tritrack.stages.contract import (
     CUT_STEP,
     EDGE_INDEX,
     EMBEDDING,
+    EVENT_OFFSETS,
     FILTER_STAGE,
     GRAPH_STAGE,
     HITS,
@@ -22,8 +23,10 @@ from tritrack.stages.contract import (
     StageSpec,
     check_hits,
     check_tensor,
+    in_event,
 )
 from tritrack.stages.filtering import score_pairs, select_edges
+from tritrack.stages.packing import empty_tensor, join_pack, split_pack
 
 # numba, FAISS and ONNX Runtime are imported where they are used: each step of a server is a process of its own,
 # and most steps weigh less than these libraries.
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.stages.card import Cuts, WorkingPointName
+    from tritrack.stages.contract import TensorSpec
     from tritrack.stages.engine import Engine
 
     Tensors = Mapping[str, NDArray[Any]]
@@ -62,23 +66,53 @@ class Stage:
     def __call__(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
         """Run the stage on the tensors it wants (others may be there too).
 
+        With ``EVENT_OFFSETS`` among them it runs on each event by itself.
+
         Raises
         ------
         ContractError
-            Where an input breaks the contract or the event is over the card's limits.
+            Where an input breaks the contract or the event is over the card's limits; of a pack it names the
+            event, and the limits hold for the pack.
         """
-        inputs = [tensors[spec.name] for spec in self.spec.inputs]
-        self._check(dict(zip(self.spec.inputs, inputs, strict=True)))
+        inputs = {spec: tensors[spec.name] for spec in self.spec.inputs}
+        event_offsets = tensors.get(EVENT_OFFSETS.name)
+        if self.spec is STAGES[0]:
+            check_hits(
+                inputs[HITS],
+                n_columns=self._sizes["n_columns"],
+                max_hits=self.card.limits.max_hits,
+                event_offsets=event_offsets,
+            )
         (output,) = self.spec.outputs
-        return {output.name: self._function(*inputs)}
+        if event_offsets is None:
+            return {output.name: self._run(inputs)}
+        return {output.name: self._run_pack(inputs, event_offsets)}
 
-    def _check(self, inputs: dict[Any, NDArray[Any]]) -> None:
+    def _run(self, inputs: dict[TensorSpec, NDArray[Any]]) -> NDArray[Any]:
+        self._check(inputs)
+        return self._function(*inputs.values())
+
+    def _run_pack(
+        self, inputs: dict[TensorSpec, NDArray[Any]], event_offsets: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        (output,) = self.spec.outputs
+        limit = "max_pairs" if self.spec is GRAPH_STAGE else "max_edges"
+        parts, n_edges = [], 0
+        for event, part in enumerate(split_pack(inputs, event_offsets, self._sizes)):
+            with in_event(event):
+                parts.append(self._run(part))
+                n_edges += parts[-1].shape[-1] if output is EDGE_INDEX else 0
+                if n_edges > (most := getattr(self.card.limits, limit)):
+                    raise ContractError(
+                        f"EDGE_INDEX: {n_edges} pairs with those of the events before it, the model's limit "
+                        f"{limit} is {most}"
+                    )
+        return join_pack(parts, spec=output, event_offsets=event_offsets, sizes=self._sizes)
+
+    def _check(self, inputs: dict[TensorSpec, NDArray[Any]]) -> None:
         sizes = self._sizes
         for spec, array in inputs.items():
             sizes = check_tensor(array, spec, sizes)
-        if self.spec is STAGES[0]:
-            limits = self.card.limits
-            check_hits(inputs[HITS], n_columns=sizes["n_columns"], max_hits=limits.max_hits)
         edges = inputs.get(EDGE_INDEX)
         # The filter's cut takes no hits, and reads nothing at the edges' indices.
         if (
@@ -143,9 +177,7 @@ def _run_network(
     # An engine never sees zero rows: not every engine takes them, and the answer is known.
     n_rows = inputs[-1].shape[-1] if EDGE_INDEX in spec.inputs else inputs[0].shape[0]
     if n_rows == 0:
-        (output,) = spec.engine
-        shape = (0, card.networks.embedding_dim) if output is EMBEDDING else (0,)
-        return np.empty(shape, dtype=np.float32)
+        return empty_tensor(spec.engine[0], {"d": card.networks.embedding_dim})
     return engine(*inputs)
 
 

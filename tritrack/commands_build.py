@@ -236,9 +236,12 @@ def repository(
     server: Annotated[ServerKind, typer.Option(help="Server that will read it.")] = "embedded",
     device: Annotated[DeviceKind, typer.Option(help="Device that the stages run on.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each stage.")] = 2,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Write the chain in one process, too: track_finder_fused.")
+    ] = False,
 ) -> None:
     """Write the Triton model repository of a folder of engines."""
     from tritrack.ensemble_repo.render import render_repository
 
-    render_repository(engines=engines, out=out, server=server, device=device, threads=threads)
+    render_repository(engines=engines, out=out, server=server, device=device, threads=threads, fused=fused)
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")

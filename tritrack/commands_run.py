@@ -17,7 +17,7 @@ from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, ServerStartError
-from tritrack.stages.card import WorkingPointName
+from tritrack.stages.card import ENSEMBLE, WorkingPointName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +39,7 @@ Events = Annotated[
     list[Path],
     typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
 ]
+Model = Annotated[str, typer.Option(help="Name of the server's model at its default working point.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -59,6 +60,12 @@ def serve(
         Path | None,
         typer.Option(help="The server to run; else /opt/tritonserver, PATH, the nvidia-pytriton wheel."),
     ] = None,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="Load this model alone (an ensemble with its steps); may be given again. All if not given."
+        ),
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a model repository in the foreground; Ctrl-C stops it."""
@@ -69,6 +76,7 @@ def serve(
         executable=tritonserver,
         address=address,
         ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+        models=model,
         log=log,
     )
     console.print(f"tritonserver from {server.installation.source}: {server.installation.binary}")
@@ -89,6 +97,7 @@ def find(
     *,
     out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    model: Model = ENSEMBLE,
     local: Annotated[
         bool, typer.Option("--local", help="Run the same chain in process, without a server.")
     ] = False,
@@ -101,7 +110,11 @@ def find(
     timeout: Annotated[
         float, typer.Option(min=0.001, help="Time a server may take for an event, in s.")
     ] = 60.0,
-    in_flight: Annotated[int, typer.Option(min=1, help="Events on their way to a server at once.")] = 2,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests on their way to a server at once.")] = 2,
+    pack_hits: Annotated[
+        int | None,
+        typer.Option(min=1, help="Send several events in one request, of so many hits together at most."),
+    ] = None,
 ) -> None:
     """Find the tracks of events, through a server or in process."""
     from tritrack.events.source import read_all
@@ -120,7 +133,13 @@ def find(
             _find_local(source, engines=engines, threads=threads, working_point=working_point)
             if url is None
             else _find_remote(
-                source, url=url, timeout=timeout, in_flight=in_flight, working_point=working_point
+                source,
+                url=url,
+                model=model,
+                timeout=timeout,
+                in_flight=in_flight,
+                pack_hits=pack_hits,
+                working_point=working_point,
             )
         )
         for event, labels in zip(sent, results, strict=True):
@@ -176,13 +195,14 @@ def evaluate(
 def info(
     *,
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    model: Model = ENSEMBLE,
     engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
     as_json: AsJson = False,
 ) -> None:
     """Say what is installed here, and what a server serves."""
     from tritrack.installed import describe, describe_server
 
-    facts = describe(engines) if url is None else describe(engines) | describe_server(url)
+    facts = describe(engines) if url is None else describe(engines) | describe_server(url, model=model)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -225,12 +245,14 @@ def _find_remote(
     events: Iterable[Event],
     *,
     url: str,
+    model: str,
     timeout: float,
     in_flight: int,
+    pack_hits: int | None,
     working_point: WorkingPointName | None,
 ) -> Iterator[Found]:
-    with TrackFinder(url, working_point=working_point, timeout=timeout) as finder:
-        yield from finder.find_many(events, in_flight=in_flight, return_refusals=True)
+    with TrackFinder(url, model=model, working_point=working_point, timeout=timeout) as finder:
+        yield from finder.find_many(events, in_flight=in_flight, pack_hits=pack_hits, return_refusals=True)
 
 
 def _find_local(

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
 from tritrack.service.client import TrackFinder
-from tritrack.service.errors import ServerStartError
+from tritrack.service.errors import ServerStartError, UnavailableError
 from tritrack.service.installation import find_installation
 from tritrack.stages.card import CARD_FILE, CardError, engine_file, read_card
 from tritrack.stages.contract import CONTRACT_VERSION, STAGES
@@ -38,15 +38,19 @@ def describe(engines: Path) -> dict[str, Any]:
     }
 
 
-def describe_server(url: str) -> dict[str, Any]:
-    """Return what a server serves and whether this client fits it (raises ServiceError)."""
-    with TrackFinder(url) as finder:
+def describe_server(url: str, *, model: str) -> dict[str, Any]:
+    """Return what a server's model serves and whether this client fits it (raises ServiceError)."""
+    with TrackFinder(url, model=model) as finder:
         info = finder.server_info()
-    points = {}
+    points: dict[str, dict[str, Any]] = {}
     for name in info.working_points:
-        with TrackFinder(url, working_point=cast("WorkingPointName", name)) as finder:
-            point = finder.server_info()
-        points[name] = {"model": point.model, "metrics": point.metrics}
+        with TrackFinder(url, model=model, working_point=cast("WorkingPointName", name)) as finder:
+            try:
+                point = finder.server_info()
+            except UnavailableError:  # the server was told which models to load
+                points[name] = {"model": f"{finder.model} is not loaded"}
+            else:
+                points[name] = {"model": point.model, "metrics": point.metrics}
     return {
         "server": info.url,
         "server version": info.server_version,

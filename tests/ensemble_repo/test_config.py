@@ -16,9 +16,10 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import CUTS_OF_STEP, plan_chain, plan_steps
+from tritrack.ensemble_repo.plan import BACKEND, CUTS_OF_STEP, REQUEST, plan_chain, plan_fused, plan_steps
 from tritrack.stages.card import (
     ENSEMBLE,
+    FUSED,
     Cuts,
     Limits,
     ModelCard,
@@ -27,7 +28,7 @@ from tritrack.stages.card import (
     WorkingPoint,
     ensemble_name,
 )
-from tritrack.stages.contract import CONTRACT_VERSION, HITS, SERVED_STEPS, STAGES, TRACK_LABEL
+from tritrack.stages.contract import CONTRACT_VERSION, SERVED_STEPS, STAGES, TRACK_LABEL
 
 REFERENCE = Path(__file__).parent / "reference"
 UPDATE = "TRITRACK_UPDATE_REFERENCE"
@@ -50,11 +51,12 @@ CARD = ModelCard(
     sha256={},
 )
 ENSEMBLES = {ensemble_name(point): point for point in CARD.points} | {ENSEMBLE: CARD.default}
+FUSED_MODELS = {ensemble_name(point, ensemble=FUSED): point for point in CARD.points} | {FUSED: CARD.default}
 COMBINATIONS = list(itertools.product(["embedded", "container"], ["cpu", "gpu"]))
 
 
 def rendered(server: Any, device: Any) -> dict[str, str]:
-    configs = model_configs(card=CARD, server=server, device=device, threads=2)
+    configs = model_configs(card=CARD, server=server, device=device, threads=2, fused=True)
     return {name: config_text(config) for name, config in configs.items()}
 
 
@@ -86,12 +88,12 @@ def test_configurations_are_the_reference(server: str, device: str) -> None:
 
 @pytest.mark.parametrize(("server", "device"), COMBINATIONS)
 def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> None:
-    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8}
+    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8, "n_events + 1": -1}
     texts = rendered(server, device)
     steps = plan_steps(CARD, server)
-    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES]
+    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES, *FUSED_MODELS]
     wanted = {step.name: (step.inputs, step.outputs) for step in steps}
-    wanted |= dict.fromkeys(ENSEMBLES, ((HITS,), (TRACK_LABEL,)))
+    wanted |= dict.fromkeys([*ENSEMBLES, *FUSED_MODELS], (REQUEST, (TRACK_LABEL,)))
     for name, text in texts.items():
         assert re.search(r"^max_batch_size: 0$", text, re.MULTILINE)
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -102,6 +104,7 @@ def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> 
                 wire = model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
                 assert np.dtype(triton_to_np_dtype(wire)) == spec.dtype
                 assert list(tensor.dims) == [sizes.get(dim, dim) for dim in spec.dims]
+                assert getattr(tensor, "optional", False) == spec.optional
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
@@ -109,7 +112,7 @@ def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> 
 def test_the_ensemble_is_wired(server: Any, device: Any, name: str) -> None:
     configs = model_configs(card=CARD, server=server, device=device, threads=2)
     ensemble = configs[name]
-    known = {HITS.name}
+    known = {spec.name for spec in REQUEST}
     for step in ensemble.ensemble_scheduling.step:
         config = configs[step.model_name]
         assert set(step.input_map) == {tensor.name for tensor in config.input}
@@ -125,17 +128,22 @@ def test_the_ensemble_is_wired(server: Any, device: Any, name: str) -> None:
     assert by_name["filter"].input_map["EDGE_INDEX"] == "EDGE_INDEX"
     checked = {"embedded": "HITS", "container": "entry_HITS"}[server]
     assert {by_name[stage.name].input_map["HITS"] for stage in STAGES} == {checked}
+    # Whatever runs in Python knows the events of a pack.
+    packs = {name for name, step in by_name.items() if "EVENT_OFFSETS" in step.input_map}
+    native = {stage.name for stage in STAGES if stage.engine and server == "container"}
+    assert packs == set(by_name) - native
 
 
 @pytest.mark.parametrize(("server", "device"), COMBINATIONS)
 def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
-    configs = model_configs(card=CARD, server=server, device=device, threads=3)
-    for step in plan_steps(CARD, server):
+    configs = model_configs(card=CARD, server=server, device=device, threads=3, fused=True)
+    for step in (*plan_steps(CARD, server), *plan_fused(CARD)):
         config = configs[step.name]
         values = {key: value.string_value for key, value in config.parameters.items()}
         kind = model_config_pb2.ModelInstanceGroup.Kind.Name(config.instance_group[0].kind)
         assert kind == f"KIND_{device.upper()}"
-        if step.backend == "python":
+        assert config.backend == step.backend
+        if step.backend != "onnxruntime":
             assert values["card_sha256"] == CARD.hash
             assert values["contract_version"] == str(CONTRACT_VERSION)
             assert values["threads"] == "3"
@@ -145,7 +153,8 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         else:
             assert values["intra_op_thread_count"] == "3"
             assert config.default_model_filename == f"{step.name}.onnx"
-    for name, point in ENSEMBLES.items():
+    assert [step.backend for step in plan_fused(CARD)] == [BACKEND] * 4
+    for name, point in (ENSEMBLES | FUSED_MODELS).items():
         values = {key: value.string_value for key, value in configs[name].parameters.items()}
         limits = [values[name] for name in ("max_hits", "max_pairs", "max_edges")]
         assert limits == ["200000", "5000000", "1000000"]

@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from tritrack.ensemble_repo.config import model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_steps
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_fused, plan_steps
 from tritrack.ensemble_repo.render import RepositoryError, render_repository
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.stages.card import ENSEMBLE, CardError, ensemble_name, read_card
-from tritrack.stages.contract import HITS, SERVED_STEPS, TRACK_LABEL, ContractError
+from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, TRACK_LABEL, ContractError
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.pipeline import Pipeline
 
@@ -46,24 +46,59 @@ def test_a_repository_holds_what_each_step_needs(small_engines: Path, tmp_path: 
             assert (out / step.name / "1" / file).read_bytes() == (small_engines / file).read_bytes()
 
 
+def test_fused_models_hold_no_code(small_engines: Path, tmp_path: Path) -> None:
+    render(small_engines, tmp_path / "repository", fused=True)
+    card = read_card(small_engines)
+    fused = plan_fused(card)
+    assert [model.working_point for model in fused] == ["fast", "balanced", "best", "balanced"]
+    for model in fused:
+        files = {path.name for path in (tmp_path / "repository" / model.name / "1").iterdir()}
+        assert files == set(model.files) == {"card.json", "embedding.onnx", "filter.onnx", "gnn.onnx"}
+        folder, hits = tmp_path / "repository" / model.name / "1", draw_hits(2000, seed=3)
+        found = load_step(model.computes, folder, threads=2, working_point=model.working_point)(
+            {"HITS": hits}
+        )
+        expected = Pipeline.load(small_engines, threads=2, working_point=model.working_point).find(hits)
+        np.testing.assert_array_equal(found["TRACK_LABEL"], expected)
+
+
 @pytest.mark.parametrize("n_hits", [0, 1, 2, 300, 3000])
 @pytest.mark.parametrize("working_point", [None, "fast", "balanced", "best"])
 @pytest.mark.parametrize("server", ["embedded", "container"])
 def test_every_plan_finds_the_chains_tracks(
     small_engines: Path, tmp_path: Path, server: Any, working_point: Any, n_hits: int
 ) -> None:
-    """Walk the ensemble's maps in process: the steps' functions, and the engines as a native backend runs them."""
     render(small_engines, tmp_path / "repository", server=server)
-    card = read_card(small_engines)
+    hits = draw_hits(n_hits, seed=n_hits)
+    expected = Pipeline.load(small_engines, threads=2, working_point=working_point).find(hits)
+    found = walk(tmp_path / "repository", {HITS.name: hits}, server=server, working_point=working_point)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("server", "equal"), [("embedded", 1.0), ("container", 0.99)])
+def test_every_plan_takes_packs(small_engines: Path, tmp_path: Path, server: Any, equal: float) -> None:
+    """A native GNN sees the pack as one event, and its sums round differently."""
+    render(small_engines, tmp_path / "repository", server=server)
+    events = [draw_hits(n_hits, seed=n_hits) for n_hits in (1500, 0, 1, 1200)]
+    offsets = np.array([0, 1500, 1500, 1501, 2701])
+    chain = Pipeline.load(small_engines, threads=2)
+    expected = np.concatenate([chain.find(hits) for hits in events])
+    request = {HITS.name: np.concatenate(events), EVENT_OFFSETS.name: offsets}
+    found = walk(tmp_path / "repository", request, server=server, working_point=None)
+    assert (found == expected).mean() >= equal
+
+
+def walk(repository: Path, tensors: dict[str, np.ndarray], *, server: Any, working_point: Any) -> np.ndarray:
+    """Follow the ensemble's maps in process: the steps' functions, and the engines as a native backend runs them."""
+    tensors = dict(tensors)
+    card = read_card(repository / "graph_fast" / "1")
     specs = {spec.name: spec for spec in SERVED_STEPS}
     native = {step.name for step in plan_steps(card, server) if step.backend != "python"}
-    hits = draw_hits(n_hits, seed=n_hits)
-    tensors = {HITS.name: hits}
     configs = model_configs(card=card, server=server, device="cpu", threads=2)
     ensemble = configs[ensemble_name(working_point)]
     for step in ensemble.ensemble_scheduling.step:
-        folder = tmp_path / "repository" / step.model_name / "1"
-        inputs = {name: tensors[source] for name, source in step.input_map.items()}
+        folder = repository / step.model_name / "1"
+        inputs = {name: tensors[source] for name, source in step.input_map.items() if source in tensors}
         if step.model_name in native:
             spec = specs[step.model_name]
             engine = OnnxEngine(folder / f"{spec.name}.onnx", spec=spec, threads=2)
@@ -73,8 +108,7 @@ def test_every_plan_finds_the_chains_tracks(
             point: Any = values.get("working_point")
             outputs = load_step(values["computes"], folder, threads=2, working_point=point)(inputs)
         tensors |= {target: outputs[name] for name, target in step.output_map.items()}
-    expected = Pipeline.load(small_engines, threads=2, working_point=working_point).find(hits)
-    np.testing.assert_array_equal(tensors[TRACK_LABEL.name], expected)
+    return tensors[TRACK_LABEL.name]
 
 
 @pytest.mark.parametrize(

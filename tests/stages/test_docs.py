@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.stages.contract import STAGES, TensorSpec
+from tritrack.stages.contract import EVENT_OFFSETS, STAGES, TensorSpec
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -29,6 +29,8 @@ def row(spec: TensorSpec) -> str:
     dims = ", ".join(str(dim) for dim in spec.dims)
     inside = stages_with(spec, "engine") + " (inside)"
     given, taken = stages_with(spec, "outputs"), stages_with(spec, "inputs")
+    if spec is EVENT_OFFSETS:
+        taken = "all stages"
     if not given and not taken:  # it stays between a stage's network and what follows it there
         given = taken = inside
     cells = [
@@ -63,7 +65,7 @@ def test_the_table_of_tensors_is_the_contract() -> None:
     tensors = dict.fromkeys(
         spec for stage in STAGES for specs in (stage.inputs, stage.engine, stage.outputs) for spec in specs
     )
-    assert rows_of("tensors") == [row(spec) for spec in tensors]
+    assert rows_of("tensors") == [row(spec) for spec in (*tensors, EVENT_OFFSETS)]
 
 
 def test_folders_import_what_the_page_says() -> None:

@@ -61,6 +61,9 @@ def test_serve(run, serving, events, event_folder, small_engines, tmp_path, stop
     assert found.code == 0, found.err
     assert run("find", event_folder, "--local", "--engines", small_engines, "--out", local).code == 0
     assert served.read_bytes() == local.read_bytes()
+    found = run("find", event_folder, "--url", url, "--out", served, "--pack-hits", 5000)
+    assert found.code == 0, found.err
+    assert served.read_bytes() == local.read_bytes()
     found = run("find", event_folder, "--url", url, "--out", served, "--working-point", "best")
     assert found.code == 0, found.err
     chain = Pipeline.load(small_engines, threads=2, working_point="best")
