@@ -17,12 +17,14 @@ from tritrack.stages.contract import HITS, TRACK_LABEL
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tritrack.ensemble_repo.plan import DeviceKind, ServerKind, Step
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind, Step
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
 
 
-def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, threads: int) -> dict[str, Any]:
+def model_configs(
+    *, card: ModelCard, server: ServerKind, device: DeviceKind, threads: int, engine: EngineKind = "onnx"
+) -> dict[str, Any]:
     """Build the configuration of every model of the repository.
 
     Parameters
@@ -35,6 +37,8 @@ def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, th
         Where the steps run.
     threads
         Threads of each step.
+    engine
+        What the networks were exported to.
 
     Returns
     -------
@@ -42,9 +46,11 @@ def model_configs(*, card: ModelCard, server: ServerKind, device: DeviceKind, th
         ``ModelConfig`` messages by model name: the steps in order, the ensemble of each working point, and
         that of the default one under the name that goes without saying.
     """
-    configs = {step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server)}
+    configs = {
+        step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server, engine)
+    }
     for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
-        configs[name] = _ensemble_config(name, plan_chain(card, server, point), card, point)
+        configs[name] = _ensemble_config(name, plan_chain(card, server, point, engine), card, point)
     return configs
 
 
@@ -76,6 +82,7 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
             _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     else:
         config.default_model_filename = step.files[0]
+    if step.backend == "onnxruntime":
         _set_parameters(config, {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"})
     return config
 
