@@ -12,9 +12,9 @@ from tritrack.stages.weights import load_weights
 @pytest.mark.slow
 def test_every_variant_is_judged(small_weights, small_event):
     card, networks = load_weights(small_weights)
-    rows = compare(card, networks, [small_event], threads=1)
+    rows = list(compare(card, networks, [small_event], threads=1))
     assert [(row["precision"], row["library"]) for row in rows] == [
-        ("fp32", "torch"), ("fp16", "torch"), ("fp16", "onnx"), ("bf16", "torch")
+        ("fp32", "torch"), ("fp16", "onnx"), ("bf16", "torch")
     ]  # fmt: skip
     for row in rows[1:]:
         differences = [row[f"{name}_difference"] for name in ("efficiency", "fake_rate")]
