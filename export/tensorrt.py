@@ -18,7 +18,7 @@ from tritrack.export.cases import drawn_cases, event_cases
 from tritrack.export.gates import GateResult, gate_network, require
 from tritrack.export.onnx import clear_engines, finish_engines, gate_compiled, gate_events
 from tritrack.stages.card import CardError, Precision, engine_file, read_card
-from tritrack.stages.contract import EDGE_INDEX, FILTER_STAGE, GRAPH_STAGE, STAGES
+from tritrack.stages.contract import EDGE_INDEX, FILTER_STAGE, GRAPH_STAGE, HITS, STAGES
 from tritrack.stages.networks import run_network
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.plan_file import PlanFacts, Sizes, facts_file, find_gpu, plan_file
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tritrack.events.event import Event
+    from tritrack.export.cases import Case
     from tritrack.export.onnx import StageHook
     from tritrack.stages.card import ModelCard
     from tritrack.stages.contract import StageSpec
@@ -109,7 +110,7 @@ def export_plans(
                     partial(run_engine, engine, spec, card),
                     spec=spec,
                     network=networks[spec.name],
-                    cases=cases,
+                    cases=[case for case in cases if fits(case, spec=spec, profile=facts.profile)],
                     precision=precision,
                 )
                 require(passed)
@@ -251,6 +252,14 @@ def profile_of(spec: StageSpec, *, card: ModelCard, typical: Mapping[str, int]) 
         )
         for tensor in spec.inputs
     }
+
+
+def fits(case: Case, *, spec: StageSpec, profile: Mapping[str, Sizes]) -> bool:
+    """Tell whether a stage's engine takes a case: those drawn for the gates may be over a small model's limits."""
+    if case.hits.shape[0] > profile[HITS.name].max[0]:
+        return False
+    edges = profile.get(EDGE_INDEX.name)
+    return edges is None or case.edge_index[spec.name].shape[1] <= edges.max[1]
 
 
 @contextmanager

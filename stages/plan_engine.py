@@ -37,10 +37,10 @@ class PlanEngine:
     def __init__(self, path: Path, *, spec: StageSpec) -> None:
         self._path = path
         self._spec = spec
-        log: trt.Logger = trt.Logger(trt.Logger.ERROR)
+        # Both are held as long as the engine.
+        self._log: trt.Logger = trt.Logger(trt.Logger.ERROR)
         trt.init_libnvinfer_plugins(None, "")
-        # Held as long as the engine: TensorRT does not.
-        self._runtime: trt.Runtime = trt.Runtime(log)
+        self._runtime: trt.Runtime = trt.Runtime(self._log)
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise CardError(f"{path}: TensorRT {trt.__version__} cannot load this engine")

@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from tritrack.events.event import Event
-from tritrack.export.cases import drawn_hits
+from tritrack.export.cases import drawn_cases, drawn_hits
+from tritrack.export.gates import gate_chain
 from tritrack.export.onnx import clear_engines, export_engines
-from tritrack.export.tensorrt import check_onnx_folder, export_plans, median_sizes, profile_of
+from tritrack.export.tensorrt import check_onnx_folder, export_plans, fits, median_sizes, profile_of
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE, HITS
 from tritrack.stages.pipeline import Pipeline
@@ -102,6 +103,16 @@ def test_profiles_reach_from_one_row_to_the_limits(small_weights):
         assert profile[EDGE_INDEX.name] == Sizes(min=(2, 1), opt=(2, opt), max=(2, 15_000))
 
 
+def test_cases_over_a_small_models_limits_are_left_out(small_weights):
+    card, cases = read_card(small_weights), drawn_cases()
+    typical = {"n_hits": 900, "n_pairs": 7000, "n_edges": 3000}
+    left = {}
+    for spec in (EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE):
+        profile = profile_of(spec, card=card, typical=typical)
+        left[spec.name] = [case.name for case in cases if not fits(case, spec=spec, profile=profile)]
+    assert left == {"embedding": [], "filter": [], "gnn": ["drawn, 3000 hits, 20000 edges"]}
+
+
 def test_median_sizes_are_the_chains(small_weights):
     card, networks = load_weights(small_weights)
     events = [drawn_event(n_hits) for n_hits in (0, 1500, 2000)]
@@ -131,6 +142,6 @@ def test_engines_pass_their_gates(scattered, small_weights, tmp_path):
     for name in NAMES:
         assert read_facts(tmp_path / plan_file(name)).precision == "fp32"
     # What was built loads again, by itself, and finds the tracks of the chain in ONNX Runtime.
-    hits = drawn_hits(n_hits=1000, seed=9)
-    found, wanted = (Pipeline.load(folder, threads=1).find(hits) for folder in (tmp_path, scattered))
-    assert np.mean(found == wanted) > 0.99
+    found, wanted = (Pipeline.load(folder, threads=1) for folder in (tmp_path, scattered))
+    (result,) = gate_chain(found, reference=wanted, events=[drawn_event(1000)])
+    assert result.deviation < 0.05  # untrained: many scores lie at the cut
