@@ -37,6 +37,10 @@ demo: $(VENV)/demo  ## Find the tracks of the sample events with a real Triton s
 test: $(VENV)/dev  ## Run every test
 	$(BIN)/python -m pytest
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/dev  ## Run the tests that need a GPU, and TensorRT
+	$(BIN)/python -m pytest -m "gpu or tensorrt"
+
 .PHONY: lint
 lint: $(VENV)/dev  ## Run ruff and mypy
 	$(BIN)/ruff check .
@@ -51,6 +55,16 @@ export: $(VENV)/demo  ## Export the shipped weights to build/engines
 serve: export  ## Serve the shipped weights until Ctrl-C
 	$(BIN)/tritrack repository --engines $(ENGINES) --device cpu --server embedded --out $(REPOSITORY)
 	$(BIN)/tritrack serve $(REPOSITORY)
+
+# The engines of a machine with a GPU and TensorRT, and what each stage costs there.
+PLANS := build/plans
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/dev  ## Build TensorRT engines of the shipped weights and time every stage on the GPU
+	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
+		--out build/engines-scatter
+	$(BIN)/tritrack export --engine tensorrt --engines build/engines-scatter --weights $(WEIGHTS) \
+		--events events/samples --out $(PLANS)
+	$(BIN)/python -m tritrack.bench.gpu --engines $(PLANS) --out bench/results events/samples
 
 # Events to train on and to choose the cuts on: a seed each.
 DIRTY := --noise 0.15 --inefficiency 0.02 --jobs 2

@@ -10,20 +10,26 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.ensemble_repo.plan import REQUEST, plan_chain, plan_fused, plan_steps
+from tritrack.ensemble_repo.plan import BACKEND, REQUEST, plan_chain, plan_fused, plan_steps
 from tritrack.stages.card import ENSEMBLE, ensemble_name
 from tritrack.stages.contract import TRACK_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tritrack.ensemble_repo.plan import DeviceKind, ServerKind, Step
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind, Step
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
 
 
 def model_configs(
-    *, card: ModelCard, server: ServerKind, device: DeviceKind, threads: int, fused: bool = False
+    *,
+    card: ModelCard,
+    server: ServerKind,
+    device: DeviceKind,
+    threads: int,
+    engine: EngineKind = "onnx",
+    fused: bool = False,
 ) -> dict[str, Any]:
     """Build the configuration of every model of the repository.
 
@@ -37,6 +43,8 @@ def model_configs(
         Where the steps run.
     threads
         Threads of each step.
+    engine
+        What the networks were exported to.
     fused
         Whether the chain in one process is there as well.
 
@@ -46,10 +54,12 @@ def model_configs(
         ``ModelConfig`` messages by model name: the steps in order, the ensemble of each working point, and
         that of the default one under the name that goes without saying; then the fused models likewise.
     """
-    configs = {step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server)}
+    configs = {
+        step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server, engine)
+    }
     for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
-        configs[name] = _ensemble_config(name, plan_chain(card, server, point), card, point)
-    for step in plan_fused(card) if fused else ():
+        configs[name] = _ensemble_config(name, plan_chain(card, server, point, engine), card, point)
+    for step in plan_fused(card, engine) if fused else ():
         configs[step.name] = _step_config(step, card, device, threads)
         _set_parameters(configs[step.name], _service(card, step.working_point))
     return configs
@@ -75,7 +85,7 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
         output=_tensors(triton.ModelOutput, step.outputs, card),
         instance_group=[triton.ModelInstanceGroup(count=1, kind=f"KIND_{device.upper()}")],
     )
-    if step.backend != "onnxruntime":
+    if step.backend in ("python", BACKEND):
         _set_parameters(config, _identity(card) | {"threads": str(threads), "computes": step.computes})
         if step.working_point is not None:
             _set_parameters(config, {"working_point": step.working_point})
@@ -83,6 +93,7 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
             _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
     else:
         config.default_model_filename = step.files[0]
+    if step.backend == "onnxruntime":
         _set_parameters(config, {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"})
     return config
 

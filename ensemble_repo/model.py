@@ -17,6 +17,9 @@ import triton_python_backend_utils as pb_utils
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.stages.contract import ContractError
 
+HOST_BYTES = "tritrack_host_bytes_total"
+"""The server's counter, one for each step."""
+
 
 class TritonPythonModel:
     """One step, or the whole chain; Triton looks for this name."""
@@ -35,6 +38,12 @@ class TritonPythonModel:
         threads = int(values["threads"])
         folder = Path(args["model_repository"]) / args["model_version"]
         self.name = args["model_name"]
+        self.family = pb_utils.MetricFamily(
+            name=HOST_BYTES,
+            description="Bytes of a step's inputs that were copied from a GPU to the host",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self.host_bytes = self.family.Metric(labels={"stage": self.name})
         self.step = load_step(
             values["computes"], folder, threads=threads, working_point=values.get("working_point")
         )
@@ -53,7 +62,11 @@ class TritonPythonModel:
         if request.is_cancelled():
             return _refusal(f"{self.name}: the client gave up", pb_utils.TritonError.CANCELLED)
         try:
-            outputs = self.step({tensor.name(): _array(tensor) for tensor in request.inputs()})
+            tensors = request.inputs()
+            arrays = {tensor.name(): _array(tensor) for tensor in tensors}
+            crossed = sum(arrays[tensor.name()].nbytes for tensor in tensors if not tensor.is_cpu())
+            self.host_bytes.increment(crossed)
+            outputs = self.step(arrays)
         except ContractError as error:
             return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # noqa: BLE001 (a request that fails must not take the others along)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tritrack.stages.card import CARD_FILE, FUSED, engine_file, ensemble_name
 from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, STAGES, TRACK_LABEL, StageSpec
+from tritrack.stages.plan_file import facts_file, plan_file
 
 if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, WorkingPointName
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "model.py"
 
-Backend = Literal["python", "onnxruntime", "tritrack"]
+Backend = Literal["python", "onnxruntime", "tensorrt", "tritrack"]
 
 BACKEND: Backend = "tritrack"
 """The Triton backend that runs any step, or the whole chain: the adapter, in a folder of the server's backends."""
@@ -43,6 +45,8 @@ ServerKind = Literal["embedded", "container"]
 """embedded: a server with the Python backend alone. container: one that runs the engines itself as well."""
 
 DeviceKind = Literal["cpu", "gpu"]
+
+EngineKind = Literal["onnx", "tensorrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,9 @@ class Step:
     files: tuple[str, ...]
 
 
-def plan_chain(card: ModelCard, server: ServerKind, working_point: WorkingPointName) -> tuple[Step, ...]:
+def plan_chain(
+    card: ModelCard, server: ServerKind, working_point: WorkingPointName, engine: EngineKind = "onnx"
+) -> tuple[Step, ...]:
     """Return the steps of one working point's ensemble, in order.
 
     An embedded server runs each of them in Python. A container runs the networks natively, and ``entry``
@@ -83,21 +89,22 @@ def plan_chain(card: ModelCard, server: ServerKind, working_point: WorkingPointN
     """
     native = server == "container"
     specs = (ENTRY_STEP, *SERVED_STEPS) if native else SERVED_STEPS
-    return tuple(_step(spec, card, working_point, native=native) for spec in specs)
+    return tuple(_step(spec, card, working_point, native=native, engine=engine) for spec in specs)
 
 
-def plan_steps(card: ModelCard, server: ServerKind) -> tuple[Step, ...]:
+def plan_steps(card: ModelCard, server: ServerKind, engine: EngineKind = "onnx") -> tuple[Step, ...]:
     """Return the steps of all working points, each once, in order."""
-    chains = [plan_chain(card, server, point) for point in card.points]
+    chains = [plan_chain(card, server, point, engine) for point in card.points]
     return tuple(dict.fromkeys(step for alternatives in zip(*chains, strict=True) for step in alternatives))
 
 
-def plan_fused(card: ModelCard) -> tuple[Step, ...]:
+def plan_fused(card: ModelCard, engine: EngineKind = "onnx") -> tuple[Step, ...]:
     """Return the models that run the chain in one process, by the names that clients ask for.
 
     There is one of each working point, and one of the default under the name that goes without saying.
     """
-    files = (CARD_FILE, *(engine_file(spec.name) for spec in STAGES if spec.engine))
+    engines = (_engine_files(spec.name, engine) for spec in STAGES if spec.engine)
+    files = (CARD_FILE, *chain.from_iterable(engines))
     return tuple(
         Step(
             name=ensemble_name(point, ensemble=FUSED),
@@ -112,20 +119,29 @@ def plan_fused(card: ModelCard) -> tuple[Step, ...]:
     )
 
 
-def _step(spec: StageSpec, card: ModelCard, working_point: WorkingPointName, *, native: bool) -> Step:
+def _step(
+    spec: StageSpec, card: ModelCard, working_point: WorkingPointName, *, native: bool, engine: EngineKind
+) -> Step:
     owner = _owner(spec.name, card, working_point)
-    engine = (engine_file(spec.name),) if spec.engine else ()
-    in_python = not (native and engine)
+    files = _engine_files(spec.name, engine) if spec.engine else ()
+    in_python = not (native and files)
     return Step(
         name=spec.name if owner is None else f"{spec.name}_{owner}",
         computes=spec.name,
         working_point=owner,
-        backend="python" if in_python else "onnxruntime",
+        backend="python" if in_python else "tensorrt" if engine == "tensorrt" else "onnxruntime",
         # A native backend sees a pack as one large event, which its network may.
         inputs=(*spec.inputs, EVENT_OFFSETS) if in_python else spec.inputs,
         outputs=spec.outputs,
-        files=(ADAPTER_FILE, CARD_FILE, *engine) if in_python else engine,
+        files=(ADAPTER_FILE, CARD_FILE, *files) if in_python else files,
     )
+
+
+def _engine_files(stage: str, engine: EngineKind) -> tuple[str, ...]:
+    """Return what the engine of a stage's network consists of, the engine itself first."""
+    if engine == "onnx":
+        return (engine_file(stage),)
+    return (plan_file(stage), facts_file(plan_file(stage)))
 
 
 def _owner(computes: str, card: ModelCard, working_point: WorkingPointName) -> WorkingPointName | None:

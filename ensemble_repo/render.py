@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from tritrack.ensemble_repo.config import config_text, model_configs
 from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND_FILE, plan_fused, plan_steps
 from tritrack.stages.card import ENSEMBLE, read_card
+from tritrack.stages.plan_file import plan_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
 
 VERSION = "1"
 """Triton's version of every model: a repository holds one set of weights."""
@@ -50,22 +51,27 @@ def render_repository(
     CardError
         Where ``engines`` holds no usable card.
     RepositoryError
-        Where an engine is missing, ``out`` holds something else, or ``threads`` is no count.
+        Where an engine is missing, TensorRT's shall run on a CPU, ``out`` holds something else, or ``threads`` is no count.
     """
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
     card = read_card(engines)
+    engine: EngineKind = "tensorrt" if list(engines.glob(plan_file("*"))) else "onnx"
+    if engine == "tensorrt" and device != "gpu":
+        raise RepositoryError(f"{engines}: holds TensorRT's engines, which run on a GPU only: --device gpu")
     out = out.resolve()
     if out.exists() and not (out.is_dir() and (_is_repository(out) or not any(out.iterdir()))):
         raise RepositoryError(f"{out}: holds something that is no model repository; name another folder")
     # Written beside the target and moved, so that a failure leaves no half of a repository.
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    configs = model_configs(card=card, server=server, device=device, threads=threads, fused=fused)
+    configs = model_configs(
+        card=card, server=server, device=device, threads=threads, engine=engine, fused=fused
+    )
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)
         (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    for step in (*plan_steps(card, server), *(plan_fused(card) if fused else ())):
+    for step in (*plan_steps(card, server, engine), *(plan_fused(card, engine) if fused else ())):
         for file in step.files:
             source = BACKEND_FILE if file == ADAPTER_FILE else engines / file
             if not source.is_file():

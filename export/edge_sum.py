@@ -75,7 +75,11 @@ def sum_sorted(values: Any, index: Any, like: Any) -> Any:
 
 
 def sum_scattered(values: Any, index: Any, like: Any) -> Any:
-    """Sum by ScatterElements with a reduction: what TensorRT 10 runs in parallel and right."""
+    """Sum by ScatterElements with a reduction: for TensorRT from 10 on, which has no other sum by index.
+
+    (Before 10 TensorRT took the node and ignored its reduction.) Its threads add in no fixed order, so the last
+    digits of a sum differ from run to run.
+    """
     width = op.Shape(values, start=1, end=2)
     zeros = op.Expand(op.Constant(value_float=0.0), op.Concat(op.Shape(like, start=0, end=1), width, axis=0))
     rows = op.Expand(op.Unsqueeze(index, op.Constant(value_ints=[1])), op.Shape(values))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from torch import nn
 
-    from tritrack.stages.card import ModelCard
+    from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec, TensorSpec
 
 OPSET = 18
@@ -37,7 +37,12 @@ class ExportError(RuntimeError):
 
 
 def export_network(
-    network: nn.Module, *, spec: StageSpec, card: ModelCard, rendering: Rendering = "sorted"
+    network: nn.Module,
+    *,
+    spec: StageSpec,
+    card: ModelCard,
+    rendering: Rendering = "sorted",
+    precision: Precision = "fp32",
 ) -> onnx.ModelProto:
     """Export the network of one stage.
 
@@ -51,11 +56,13 @@ def export_network(
         Its model card; the hash goes into the model's metadata.
     rendering
         How the sum over edges is written.
+    precision
+        What the network's inner layers compute in: the types are the network's own, this is their name.
 
     Returns
     -------
     ModelProto
-        With ``contract_version``, ``card_hash`` and ``stage`` in its metadata.
+        With ``contract_version``, ``card_hash``, ``edge_sum``, ``precision`` and ``stage`` in its metadata.
 
     Raises
     ------
@@ -86,7 +93,13 @@ def export_network(
     _check_interface(model, spec=spec, sizes=sizes)
     onnx.helper.set_model_props(
         model,
-        {"stage": spec.name, "contract_version": str(card.contract_version), "card_hash": card.hash},
+        {
+            "stage": spec.name,
+            "contract_version": str(card.contract_version),
+            "card_hash": card.hash,
+            "edge_sum": rendering,
+            "precision": precision,
+        },
     )
     onnx.checker.check_model(model, full_check=True)
     return model

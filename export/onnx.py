@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,24 +12,36 @@ import msgspec
 import onnx
 
 from tritrack.export.cases import drawn_cases, event_cases
-from tritrack.export.gates import GateResult, gate_chain, gate_graph, gate_labelling, gate_network, require
+from tritrack.export.gates import (
+    GateResult,
+    gate_chain,
+    gate_graph,
+    gate_labelling,
+    gate_network,
+    gate_physics,
+    require,
+)
 from tritrack.export.network import export_network
+from tritrack.export.precision import typed_network
 from tritrack.stages.card import CARD_FILE, engine_file
-from tritrack.stages.contract import STAGES
+from tritrack.stages.contract import GRAPH_STAGE, STAGES
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.networks import run_network
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.plan_file import facts_file, plan_file
 from tritrack.stages.weights import load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
     from tritrack.events.event import Event
     from tritrack.export.cases import Case
-    from tritrack.stages.card import ModelCard
+    from tritrack.export.edge_sum import Rendering
+    from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
+    from tritrack.stages.engine import Engine
 
     StageHook = Callable[[str, Sequence[GateResult]], None]
 
@@ -40,6 +53,8 @@ def export_engines(
     weights: Path,
     out: Path,
     threads: int,
+    precision: Precision = "fp32",
+    edge_sum: Rendering = "sorted",
     events: Sequence[Event] = (),
     on_stage: StageHook | None = None,
 ) -> list[GateResult]:
@@ -54,10 +69,15 @@ def export_engines(
         folder with a card holds engines that passed.
     threads
         Threads of the engines while they are compared: those that will be served.
+    precision
+        What the networks' inner layers compute in (see `tritrack.export.precision`).
+    edge_sum
+        How the sum over edges is written: "sorted" for ONNX Runtime, "scatter" for TensorRT.
     events
-        Events to compare on, besides drawn hits, stage by stage and end to end.
+        Events to compare on, besides drawn hits, stage by stage and end to end; in 16 bits with truth.
     on_stage
-        Called with each stage's name and results once it has passed, and with "chain" at the end.
+        Called with each stage's name and results once it has passed, and at the end with "chain", in 16 bits
+        with "physics".
 
     Returns
     -------
@@ -72,71 +92,116 @@ def export_engines(
         Where a stage does not compute what its reference computes; its engine is not left in ``out``.
     ContractError
         Where an event is over the card's limits.
+    PhysicsError
+        Where an event that the physics is compared on has no truth.
     """
     card, networks = load_weights(weights)
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in [out / CARD_FILE, out / GATES_FILE, *(out / engine_file(spec.name) for spec in STAGES)]:
-        stale.unlink(missing_ok=True)
+    clear_engines(out)
+    typed = {name: typed_network(network, precision) for name, network in networks.items()}
     # The networks are the same at every working point, and only their inputs' sizes differ.
-    pairs_at = card.point().cuts
-    points = card.working_points.values()
-    cases = [*drawn_cases(), *event_cases(events, networks=networks, cuts=pairs_at, limits=card.limits)]
+    cases = [
+        *drawn_cases(),
+        *event_cases(events, networks=networks, cuts=card.point().cuts, limits=card.limits),
+    ]
+    engines: dict[str, Engine] = {}
     results: list[GateResult] = []
     for spec in STAGES:
         if spec.engine:
-            passed = _export_stage(spec, networks=networks, card=card, cases=cases, out=out, threads=threads)
-        elif spec.name == "graph":
-            graphs = dict.fromkeys((point.cuts.radius, point.cuts.windows) for point in points)
-            passed = [
-                result
-                for radius, windows in graphs
-                for result in gate_graph(
-                    network=networks["embedding"], radius=radius, windows=windows, cases=cases
+            model = export_network(
+                typed[spec.name], spec=spec, card=card, rendering=edge_sum, precision=precision
+            )
+            with _written(model, spec, out=out) as path:
+                engines[spec.name] = _runnable(path, spec, typed[spec.name], precision, threads=threads)
+                passed = gate_network(
+                    engines[spec.name],
+                    spec=spec,
+                    network=networks[spec.name],
+                    cases=cases,
+                    precision=precision,
                 )
-            ]
-            require(passed)
+                require(passed)
         else:
-            gnn_cuts = sorted({point.cuts.gnn_cut for point in points})
-            passed = [result for cut in gnn_cuts for result in gate_labelling(cut=cut)]
-            require(passed)
+            passed = gate_compiled(spec, card=card, networks=networks, cases=cases)
         if on_stage is not None:
             on_stage(spec.name, passed)
         results += passed
     if events:
-        engines = {
-            spec.name: OnnxEngine(out / engine_file(spec.name), spec=spec, threads=threads)
-            for spec in STAGES
-            if spec.engine
-        }
-        modules = {name: partial(run_network, network) for name, network in networks.items()}
-        passed = gate_chain(
-            Pipeline(card=card, engines=engines),
-            reference=Pipeline(card=card, engines=modules),
-            events=events,
+        results += gate_events(
+            engines, card=card, networks=networks, precision=precision, events=events, on_stage=on_stage
         )
-        require(passed)
-        if on_stage is not None:
-            on_stage("chain", passed)
-        results += passed
+    finish_engines(out, card=card, results=results)
+    return results
+
+
+def clear_engines(out: Path) -> None:
+    """Make a folder for engines, and remove those that are there: the card first."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = [name for spec in STAGES for name in (engine_file(spec.name), plan_file(spec.name))]
+    facts = [facts_file(plan_file(spec.name)) for spec in STAGES]
+    for stale in (CARD_FILE, GATES_FILE, *files, *facts):
+        (out / stale).unlink(missing_ok=True)
+
+
+def finish_engines(out: Path, *, card: ModelCard, results: Sequence[GateResult]) -> None:
+    """Write what the gates measured, and the card last."""
     (out / GATES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     (out / CARD_FILE).write_bytes(card.to_json())
+
+
+def gate_compiled(
+    spec: StageSpec, *, card: ModelCard, networks: Mapping[str, nn.Module], cases: Sequence[Case]
+) -> list[GateResult]:
+    """Gate a stage without a network, graph or labelling, at the cuts of every working point (raises GateError)."""
+    points = card.working_points.values()
+    if spec is GRAPH_STAGE:
+        graphs = dict.fromkeys((point.cuts.radius, point.cuts.windows) for point in points)
+        results = [
+            result
+            for radius, windows in graphs
+            for result in gate_graph(
+                network=networks["embedding"], radius=radius, windows=windows, cases=cases
+            )
+        ]
+    else:
+        gnn_cuts = sorted({point.cuts.gnn_cut for point in points})
+        results = [result for cut in gnn_cuts for result in gate_labelling(cut=cut)]
+    require(results)
     return results
 
 
-def _export_stage(
-    spec: StageSpec,
+def gate_events(
+    engines: Mapping[str, Engine],
     *,
-    networks: dict[str, nn.Module],
     card: ModelCard,
-    cases: Sequence[Case],
-    out: Path,
-    threads: int,
+    networks: Mapping[str, nn.Module],
+    precision: Precision,
+    events: Sequence[Event],
+    on_stage: StageHook | None,
 ) -> list[GateResult]:
+    """Gate the chain on events: its tracks in fp32, its physics in 16 bits (raises GateError, PhysicsError)."""
+    chain = Pipeline(card=card, engines=engines)
+    modules = {name: partial(run_network, network) for name, network in networks.items()}
+    reference = Pipeline(card=card, engines=modules)
+    gate, name = (gate_chain, "chain") if precision == "fp32" else (gate_physics, "physics")
+    results = gate(chain, reference=reference, events=events)
+    require(results)
+    if on_stage is not None:
+        on_stage(name, results)
+    return results
+
+
+@contextmanager
+def _written(model: onnx.ModelProto, spec: StageSpec, *, out: Path) -> Iterator[Path]:
+    """Write a model aside, and move it to its place where nothing was raised."""
     with tempfile.TemporaryDirectory(dir=out, prefix=".gate-") as folder:
         path = Path(folder) / engine_file(spec.name)
-        onnx.save_model(export_network(networks[spec.name], spec=spec, card=card), path)
-        engine = OnnxEngine(path, spec=spec, threads=threads)
-        results = gate_network(engine, spec=spec, network=networks[spec.name], cases=cases)
-        require(results)
+        onnx.save_model(model, path)
+        yield path
         path.replace(out / engine_file(spec.name))
-    return results
+
+
+def _runnable(path: Path, spec: StageSpec, typed: nn.Module, precision: Precision, *, threads: int) -> Engine:
+    # ONNX Runtime has no bfloat16 layers on the CPU: there the module that was exported stands for its file.
+    if precision == "bf16":
+        return partial(run_network, typed)
+    return OnnxEngine(path, spec=spec, threads=threads)

@@ -11,6 +11,7 @@ from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import SERVED_STEPS
+from tritrack.stages.plan_file import check_plan, plan_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,19 +43,21 @@ def shared_memory_at_limits(card: ModelCard) -> int:
 
 
 def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
-    """Check a repository's card, that it has the models, and that its tensors have room in shared memory.
+    """Check a repository's card, its models, that its TensorRT engines run here, and that its tensors have room.
 
     Raises
     ------
     ServerStartError
-        Where there is no repository, its card cannot be used, a model is missing, or shared memory does not do
-        for the start.
+        Where there is no repository, its card cannot be used, a model is missing, an engine was built for another
+        machine, or shared memory does not do for the start.
     """
     cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
     if not cards:
         raise ServerStartError(f"{repository}: no model repository there; write one with tritrack repository")
     try:
         card = read_card(cards[0].parent)
+        for plan in sorted(repository.glob(f"*/*/{plan_file('*')}")):
+            check_plan(plan)
     except CardError as error:
         raise ServerStartError(str(error)) from None
     there = sorted(path.name for path in repository.iterdir() if path.is_dir())

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 # Half widths of the intervals, chosen on simulated events of pile-up 200: 99 % of the pairs of consecutive pairs of a
 # particle above 1 GeV overlap.
-_ALONG = 2.3  # resolutions in z
-_ACROSS = 0.14  # mm, across the line of flight
-_SLOPE_SCATTERED = 7e-4  # at 1 GeV, of a slope along the beam line
-_CURVATURE_SCATTERED = 0.02  # at 1 GeV, over the distance of the outer hit from the beam line
-_ONE_GEV = 6e-4  # 1/mm, curvature of a particle of 1 GeV in 2 T
-_SOFTEST, _HARDEST = (
+ALONG = 2.3  # resolutions in z
+ACROSS = 0.14  # mm, across the line of flight
+SLOPE_SCATTERED = 7e-4  # at 1 GeV, of a slope along the beam line
+CURVATURE_SCATTERED = 0.02  # at 1 GeV, over the distance of the outer hit from the beam line
+ONE_GEV = 6e-4  # 1/mm, curvature of a particle of 1 GeV in 2 T
+SOFTEST, HARDEST = (
     4.0,
     0.1,
 )  # of curvatures in that unit: what is scattered as if it were so soft, or so hard
@@ -123,16 +123,16 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
         half_turn = min(0.5 * abs(curvature) * chord, 0.95)
         arc = chord * (math.asin(half_turn) / half_turn if half_turn > 1e-3 else 1.0)
         slope = dz / arc
-        softness = min(max(abs(curvature) / _ONE_GEV, _HARDEST), _SOFTEST)
+        softness = min(max(abs(curvature) / ONE_GEV, HARDEST), SOFTEST)
         # On a disk it is the radius that is measured, and a slope turns its error into one of z.
         resolution = math.sqrt(a[3] * a[3] + b[3] * b[3]) * max(1.0, abs(slope))
-        width = _ALONG * resolution / arc + _SLOPE_SCATTERED * math.sqrt(1.0 + slope * slope) * softness
+        width = ALONG * resolution / arc + SLOPE_SCATTERED * math.sqrt(1.0 + slope * slope) * softness
         result[SLOPE, pair] = slope
         result[SLOPE_WIDTH, pair] = width if chord_squared + dz * dz > overlap * overlap else -math.inf
         result[CURVATURE, pair] = curvature
         result[CURVATURE_WIDTH, pair] = (
-            2.0 * _ACROSS * math.sqrt(1.0 / (r_a * r_a) + 1.0 / (r_b * r_b)) / chord
-            + _CURVATURE_SCATTERED * softness / r_b
+            2.0 * ACROSS * math.sqrt(1.0 / (r_a * r_a) + 1.0 / (r_b * r_b)) / chord
+            + CURVATURE_SCATTERED * softness / r_b
         )
         result[D0_WEIGHT, pair] = weight
     return result

@@ -16,7 +16,7 @@ def sum_edges(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
     Parameters
     ----------
     values
-        float [n_edges, width].
+        float [n_edges, width]; give them in float32, a sum of a few dozen terms loses its last ones in 16 bits.
     index
         int64 [n_edges], the hit that each edge adds to, in any order.
     like
@@ -27,10 +27,8 @@ def sum_edges(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
     Tensor
         float [n_hits, width]; zero for a hit without edges.
     """
-    # Summed in float32 at least: in bfloat16 a sum of a few dozen terms loses its last ones.
-    terms = values.float() if values.dtype == torch.bfloat16 else values
-    total = terms.new_zeros(like.shape[0], terms.shape[1])
-    return total.scatter_add_(0, index[:, None].expand_as(terms), terms).to(values.dtype)
+    total = values.new_zeros(like.shape[0], values.shape[1])
+    return total.scatter_add_(0, index[:, None].expand_as(values), values)
 
 
 @sum_edges.register_fake

@@ -12,6 +12,7 @@ import onnxruntime
 
 from tritrack.stages.card import CardError, engine_file
 from tritrack.stages.contract import PAIR_SCORE
+from tritrack.stages.plan_file import check_plan, plan_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +68,16 @@ class OnnxEngine:
         return output
 
 
-def load_engine(spec: StageSpec, folder: Path, *, threads: int) -> OnnxEngine:
-    """Load a stage's network from a folder of engines (raises CardError)."""
+def load_engine(spec: StageSpec, folder: Path, *, threads: int) -> Engine:
+    """Load a stage's network from a folder of engines, TensorRT's where there are such (raises CardError)."""
+    plan = folder / plan_file(spec.name)
+    if plan.exists():
+        check_plan(plan)
+        try:
+            from tritrack.stages.plan_engine import PlanEngine
+        except ModuleNotFoundError as error:
+            raise CardError(f"{plan}: {error.name} is not installed, and runs this engine here") from None
+        return PlanEngine(plan, spec=spec)
     path = folder / engine_file(spec.name)
     if not path.exists():
         raise CardError(f"{path}: no engine there")

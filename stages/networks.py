@@ -167,8 +167,9 @@ class InteractionStep(nn.Module):
     def forward(self, x: Tensor, e: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
         """[n_hits, width], [n_edges, width], [2, n_edges] -> both, updated."""
         e = e + self.message(self.pair(x, edge_index, e))
-        outgoing = self.outgoing(sum_edges(e, edge_index[0], x))
-        incoming = self.incoming(sum_edges(e, edge_index[1], x))
+        terms = e.to(torch.promote_types(e.dtype, torch.float32))  # where the layers compute in 16 bits, too
+        outgoing = self.outgoing(sum_edges(terms, edge_index[0], x))
+        incoming = self.incoming(sum_edges(terms, edge_index[1], x))
         return x + self.update(self.node(x) + incoming + outgoing), e
 
 

@@ -162,7 +162,7 @@ def stage_function(
         return select
     if engine is None:
         raise CardError(f"stage {spec.name} needs an engine")
-    network = partial(_run_network, engine, spec, card)
+    network = partial(run_engine, engine, spec, card)
     if PAIR_SCORE not in spec.engine:
         return network
     score = partial(score_pairs, network)
@@ -171,10 +171,10 @@ def stage_function(
     return lambda hits, edge_index: select(edge_index, score(hits, edge_index))
 
 
-def _run_network(
+def run_engine(
     engine: Engine, spec: StageSpec, card: ModelCard, *inputs: NDArray[Any]
 ) -> NDArray[np.float32]:
-    # An engine never sees zero rows: not every engine takes them, and the answer is known.
+    """Run a stage's network; an engine never sees zero rows: not every one takes them, and the answer is known."""
     n_rows = inputs[-1].shape[-1] if EDGE_INDEX in spec.inputs else inputs[0].shape[0]
     if n_rows == 0:
         return empty_tensor(spec.engine[0], {"d": card.networks.embedding_dim})

@@ -12,6 +12,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU or TensorRT where there is none, and say what is missing."""
+    if item.get_closest_marker("gpu") is not None:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device that torch can use")
+    if item.get_closest_marker("tensorrt") is not None:
+        pytest.importorskip("onnxscript")
+        from tritrack.export.tensorrt import NoTensorRTError, find_tensorrt
+
+        try:
+            find_tensorrt()
+        except NoTensorRTError as error:
+            pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained weights of tiny networks whose graph has some edges (limits: 5000 hits, 20,000 edges)."""

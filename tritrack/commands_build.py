@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from tritrack.ensemble_repo.plan import DeviceKind, ServerKind
-from tritrack.stages.card import WORKING_POINTS, WorkingPointName
+from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
+from tritrack.failures import UsageError
+from tritrack.stages.card import WORKING_POINTS, Precision, WorkingPointName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, soft_wrap=True)
 
 
-EngineKind = Literal["onnx"]
+EdgeSum = Literal["sorted", "scatter"]
 LastNetwork = Literal["embedding", "filter", "gnn", "all"]
 
 
@@ -206,6 +207,15 @@ def export(
     weights: Annotated[Path, typer.Option(help="Folder of weights.")],
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
     engine: Annotated[EngineKind, typer.Option(help="Engine to export to.")] = "onnx",
+    engines: Annotated[
+        Path | None, typer.Option(help="For tensorrt: folder of the ONNX engines to build from.")
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="For onnx: what the networks' inner layers compute in.")
+    ] = "fp32",
+    edge_sum: Annotated[
+        EdgeSum, typer.Option(help="For onnx: sorted is for ONNX Runtime, scatter for TensorRT.")
+    ] = "sorted",
     threads: Annotated[int, typer.Option(min=1, help="Threads an engine is gated under.")] = 2,
     events: Annotated[
         list[Path], typer.Option(help="Events to compare the engines with torch on, besides drawn hits.")
@@ -213,11 +223,40 @@ def export(
 ) -> None:
     """Export the five stages, each behind its parity gate."""
     from tritrack.events.source import read_all
-    from tritrack.export.onnx import export_engines
 
-    gated_on = list(read_all(events)) if events else []
-    export_engines(weights=weights, out=out, threads=threads, events=gated_on, on_stage=print_gates)
+    if engine == "tensorrt":
+        if engines is None or not events:
+            raise UsageError(
+                "export --engine tensorrt: give --engines, the ONNX files to build from, and --events, whose "
+                "sizes the engines are tuned for"
+            )
+        _export_plans(weights=weights, engines=engines, out=out, events=events)
+    else:
+        from tritrack.export.onnx import export_engines
+
+        export_engines(
+            weights=weights,
+            out=out,
+            threads=threads,
+            precision=precision,
+            edge_sum=edge_sum,
+            events=list(read_all(events)) if events else [],
+            on_stage=print_gates,
+        )
     console.print(f"{out}: engines for {engine}, and the model card")
+
+
+def _export_plans(*, weights: Path, engines: Path, out: Path, events: list[Path]) -> None:
+    from tritrack.events.source import read_all
+    from tritrack.export.tensorrt import NoTensorRTError, export_plans, find_tensorrt
+
+    try:
+        find_tensorrt()  # before the events are read
+        export_plans(
+            weights=weights, engines=engines, out=out, events=list(read_all(events)), on_stage=print_gates
+        )
+    except NoTensorRTError as error:
+        raise UsageError(f"export --engine tensorrt: {error}") from None
 
 
 def print_gates(stage: str, results: Sequence[GateResult]) -> None:

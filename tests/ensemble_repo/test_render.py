@@ -62,6 +62,42 @@ def test_fused_models_hold_no_code(small_engines: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["TRACK_LABEL"], expected)
 
 
+@pytest.fixture
+def plans(small_engines: Path, tmp_path: Path) -> Path:
+    """Return a folder that looks as an export to TensorRT leaves it; what the engines hold does not matter here."""
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    for name in ("embedding", "filter", "gnn"):
+        (folder / f"{name}.plan").write_bytes(b"engine")
+        (folder / f"{name}.plan.json").write_bytes(b"{}")
+    (folder / "card.json").write_bytes((small_engines / "card.json").read_bytes())
+    return folder
+
+
+def test_a_container_runs_plans_in_its_tensorrt_backend(plans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    render(plans, out, server="container", device="gpu")
+    for name in ("embedding", "filter", "gnn"):
+        assert {path.name for path in (out / name / "1").iterdir()} == {f"{name}.plan", f"{name}.plan.json"}
+        lines = (out / name / "config.pbtxt").read_text().splitlines()
+        assert {'backend: "tensorrt"', f'default_model_filename: "{name}.plan"'} <= set(lines)
+        assert not any("parameters" in line for line in lines)
+    card = read_card(plans)
+    backends = {
+        engine: {step.name: step.backend for step in plan_steps(card, "container", engine)}
+        for engine in ("onnx", "tensorrt")
+    }
+    differ = {name for name, backend in backends["onnx"].items() if backends["tensorrt"][name] != backend}
+    assert differ == {"embedding", "filter", "gnn"}
+
+
+def test_plans_need_a_gpu(plans: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        RepositoryError, match="holds TensorRT's engines, which run on a GPU only: --device gpu"
+    ):
+        render(plans, tmp_path / "repository", server="container", device="cpu")
+
+
 @pytest.mark.parametrize("n_hits", [0, 1, 2, 300, 3000])
 @pytest.mark.parametrize("working_point", [None, "fast", "balanced", "best"])
 @pytest.mark.parametrize("server", ["embedded", "container"])

@@ -44,6 +44,8 @@ def test_what_the_model_says_of_itself(models, spec, small_weights):
         "stage": spec.name,
         "contract_version": str(card.contract_version),
         "card_hash": card.hash,
+        "edge_sum": "sorted",
+        "precision": "fp32",
     }
     # Nothing of the machine that exported it: no paths in node metadata.
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)

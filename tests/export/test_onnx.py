@@ -56,8 +56,8 @@ def test_the_same_weights_are_the_same_bytes(small_weights, small_engines, tmp_p
 
 @pytest.mark.parametrize("stage", ["embedding", "filter", "gnn"])
 def test_an_engine_that_fails_its_gate_is_not_left(small_weights, tmp_path, monkeypatch, stage):
-    def perturbed(network, *, spec, card):
-        model = export_network(network, spec=spec, card=card)
+    def perturbed(network, *, spec, **how):
+        model = export_network(network, spec=spec, **how)
         if spec.name == stage:
             weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
             wrong = onnx.numpy_helper.to_array(weight) * np.float32(1.01)

@@ -23,6 +23,7 @@ from tritrack.service.log import explain, port_taken
 from tritrack.service.protocol import retry_delays
 from tritrack.service.server import Ports, Server
 from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
+from tritrack.stages.plan_file import Gpu, PlanFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,6 +144,26 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
     served_card(tmp_path)
     (tmp_path / "embedding" / "1" / "card.json").write_text("{}")
     with pytest.raises(ServerStartError, match=r"card\.json"):
+        repository.check_repository(tmp_path)
+
+
+def test_an_engine_of_another_machine_is_refused(tmp_path: Path) -> None:
+    served_card(tmp_path)
+    plan = tmp_path / "gnn" / "1" / "gnn.plan"
+    plan.parent.mkdir(parents=True)
+    plan.write_bytes(b"engine")
+    facts = PlanFacts(
+        tensorrt="99.1.0.2",
+        gpu=Gpu(name="NVIDIA H100 PCIe", compute_capability="9.0"),
+        precision="fp32",
+        profile={},
+        onnx_sha256="",
+        card_sha256="",
+    )
+    plan.with_name("gnn.plan.json").write_bytes(facts.to_json())
+    with pytest.raises(
+        ServerStartError, match=r"gnn\.plan: built by TensorRT 99\.1\.0\.2, libnvinfer\.so\.99 is not"
+    ):
         repository.check_repository(tmp_path)
 
 

@@ -11,7 +11,7 @@ from tritrack.stages.contract import EVENT_OFFSETS, STAGES, TensorSpec
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
-LIGHT = ("contract", "card")
+LIGHT = ("contract", "card", "plan_file")
 """The modules of stages that want neither torch nor ONNX Runtime."""
 
 

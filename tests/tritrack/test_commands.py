@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from csv import reader
@@ -185,6 +186,23 @@ def test_export(run, small_weights, tmp_path):
     for stage in ("embedding", "graph", "filter", "gnn", "labelling"):
         assert f"{stage}: " in result.out
     assert read_card(out) == read_card(small_weights)
+
+
+def test_export_to_tensorrt_says_what_is_missing(run, small_weights, small_engines, event_folder, tmp_path):
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "engines"
+    arguments = ("export", "--engine", "tensorrt", "--weights", small_weights, "--out", out)
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("tritrack: export --engine tensorrt: give --engines, ")
+    result = run(*arguments, "--engines", small_engines, "--events", event_folder)
+    assert result.err.count("\n") == 1
+    if importlib.util.find_spec("tensorrt") is None:
+        assert result.code == 2
+        assert result.err.startswith(
+            "tritrack: export --engine tensorrt: TensorRT is not installed: pip install "
+        )
+    assert not out.exists()
 
 
 def test_tune(run, small_weights, event_folder, tmp_path):

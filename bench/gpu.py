@@ -1,0 +1,123 @@
+"""What each stage costs on a GPU: ``python -m tritrack.bench.gpu --engines PLANS --out FOLDER EVENTS...``.
+
+Two tables: the chain in process, whose networks run in TensorRT and whose arrays are the host's between the
+stages; and the graph and the components on tensors that stay on the device.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+import typer
+
+from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.bench.stages import StageTime, time_event
+from tritrack.events.source import read_all
+from tritrack.failures import UsageError, one_sentence
+from tritrack.stages import components_gpu, graph_gpu
+from tritrack.stages.contract import EDGE_INDEX, EDGE_SCORE, EMBEDDING, HITS
+from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.plan_file import find_gpu, plan_file, read_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tritrack.events.event import Event
+
+
+def time_device_stages(pipeline: Pipeline, event: Event, *, device: str, repeats: int) -> list[StageTime]:
+    """Run graph and components on a device's tensors, once to warm up and then ``repeats`` times.
+
+    The inputs are the chain's own; copies to and from the device are not counted.
+    """
+    tensors: dict[str, NDArray[Any]] = {HITS.name: event.hits}
+    for stage in pipeline.stages[:-1]:
+        tensors |= stage(tensors)
+    hits, embedding, edges, score = (
+        torch.from_numpy(tensors[spec.name]).to(device) for spec in (HITS, EMBEDDING, EDGE_INDEX, EDGE_SCORE)
+    )
+    cuts = pipeline.card.point(pipeline.working_point).cuts
+
+    def graph() -> Tensor:
+        return graph_gpu.radius_graph(
+            hits,
+            embedding,
+            radius=cuts.radius,
+            windows=cuts.windows,
+            max_pairs=pipeline.card.limits.max_pairs,
+        )
+
+    def components() -> Tensor:
+        return components_gpu.components(hits, edges, score, cut=cuts.gnn_cut)
+
+    return [
+        StageTime(
+            event_id=event.event_id,
+            n_hits=event.n_hits,
+            stage=f"{function.__name__} on {device}",
+            n_edges=n_edges,
+            seconds=_seconds(function, device=device, repeats=repeats),
+        )
+        for function, n_edges in ((graph, graph().shape[1]), (components, None))
+    ]
+
+
+def _seconds(function: Callable[[], Tensor], *, device: str, repeats: int) -> tuple[float, ...]:
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return tuple(seconds[1:])
+
+
+def main(
+    events: Annotated[list[Path], typer.Argument(help="Events to time the stages on.")],
+    *,
+    engines: Annotated[Path, typer.Option(help="Folder of TensorRT engines.")] = Path("build/plans"),
+    out: Annotated[Path, typer.Option(help="Folder for the JSON file, gpu-CARD-PRECISION.json.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the stages on the host.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each event.")] = 20,
+) -> None:
+    """Time the chain with TensorRT, and the device's own stages, and write JSON."""
+    gpu = find_gpu()
+    if gpu is None or not torch.cuda.is_available():
+        raise UsageError("bench.gpu: there is no GPU here, or torch cannot use it")
+    facts = read_facts(engines / plan_file("gnn"))
+    pipeline = Pipeline.load(engines, threads=threads)
+    times = []
+    for event in read_all(events):
+        times += time_event(pipeline, event, repeats=repeats)
+        times += time_device_stages(pipeline, event, device="cuda", repeats=repeats)
+    for row in times:
+        print(f"event {row.event_id}, {row.n_hits} hits, {row.stage}: {np.median(row.seconds) * 1e3:.2f} ms")
+    result = {
+        **describe_machine(),
+        "gpu": gpu,
+        "tensorrt": facts.tensorrt,
+        "precision": facts.precision,
+        "threads": threads,
+        "card_sha256": pipeline.card.hash,
+        "working_point": pipeline.working_point,
+        "versions": describe_versions(("tritrack", "numpy", "numba", "torch")),
+        "stages": times,
+    }
+    name = re.sub(r"[^a-z0-9]+", "-", f"gpu {gpu.name} {facts.precision}".lower())
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    with one_sentence(extra="export"):
+        typer.run(main)

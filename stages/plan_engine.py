@@ -1,0 +1,68 @@
+"""Run a TensorRT engine in this process. Importing this module imports TensorRT, and torch for device memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorrt as trt
+import torch
+
+from tritrack.stages.card import CardError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tritrack.stages.contract import StageSpec
+
+
+class PlanEngine:
+    """A TensorRT engine on the GPU; arrays in and out are the host's.
+
+    Parameters
+    ----------
+    path
+        The file, built for this machine (`tritrack.stages.plan_file.check_plan`).
+    spec
+        The stage, which names its inputs and output.
+
+    Raises
+    ------
+    CardError
+        Where TensorRT cannot load it.
+    """
+
+    def __init__(self, path: Path, *, spec: StageSpec) -> None:
+        self._path = path
+        self._spec = spec
+        # Both are held as long as the engine.
+        self._log: trt.Logger = trt.Logger(trt.Logger.ERROR)
+        trt.init_libnvinfer_plugins(None, "")
+        self._runtime: trt.Runtime = trt.Runtime(self._log)
+        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise CardError(f"{path}: TensorRT {trt.__version__} cannot load this engine")
+        self._engine: trt.ICudaEngine = engine
+        self._context: trt.IExecutionContext = engine.create_execution_context()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Run the network once (raises CardError where a shape is outside of the engine's profile)."""
+        (output,) = self._spec.engine
+        with torch.cuda.stream(self._stream):
+            tensors = [torch.from_numpy(np.ascontiguousarray(array)).cuda() for array in inputs]
+            for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
+                if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
+                    raise CardError(
+                        f"{self._path}: {spec.name} of shape {list(tensor.shape)} is outside of its profile"
+                    )
+                self._context.set_tensor_address(spec.name, tensor.data_ptr())
+            shape = tuple(self._context.get_tensor_shape(output.name))
+            result = torch.empty(shape, dtype=torch.float32, device="cuda")
+            self._context.set_tensor_address(output.name, result.data_ptr())
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise CardError(f"{self._path}: TensorRT failed to run it")
+            found: NDArray[np.float32] = result.cpu().numpy()
+        return found

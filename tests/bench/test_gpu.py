@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba")
+pytest.importorskip("onnxruntime")
+
+from tritrack.bench.gpu import time_device_stages
+from tritrack.stages.pipeline import Pipeline
+
+
+def test_each_stage_on_a_device_is_timed(small_engines, small_event):
+    pipeline = Pipeline.load(small_engines, threads=1)
+    rows = time_device_stages(pipeline, small_event, device="cpu", repeats=2)
+    assert [row.stage for row in rows] == ["graph on cpu", "components on cpu"]
+    assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in rows)
+    assert rows[0].n_edges is not None
+    assert rows[0].n_edges > 0
+
+
+@pytest.mark.slow
+def test_without_a_gpu_it_says_so(small_engines, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    out = tmp_path / "results"
+    command = ["-m", "tritrack.bench.gpu", "--engines", small_engines, "--out", out, tmp_path]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "tritrack: bench.gpu: there is no GPU here, or torch cannot use it\n"
+    assert not out.exists()
