@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,30 +85,23 @@ def fit_offsets(event: Event, pairs: NDArray[np.int64], fits: Fits) -> NDArray[n
 
 def fit_quality(offsets: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Return, by pT and abs(eta), tracks, median offset, resolution and width of the pulls of each quantity."""
-    bins = []
-    for low, high in zip(PT_EDGES[:-1], PT_EDGES[1:], strict=True):
-        for near, far in zip(ETA_EDGES[:-1], ETA_EDGES[1:], strict=True):
-            eta = np.abs(offsets[:, 1])
-            some = offsets[(offsets[:, 0] >= low) & (offsets[:, 0] < high) & (eta >= near) & (eta < far)]
-            unfitted = np.isnan(some).any(axis=1)
-            off, pull = np.split(some[~unfitted, 2:], 2, axis=1)
-            quality = {}
-            if len(off):
-                middle = np.median(off, axis=0)
-                width, pulls = np.quantile(np.abs(off - middle), CORE, axis=0), np.quantile(np.abs(pull), CORE, axis=0)
-                quality = {
-                    name: {"offset": middle[i], "resolution": width[i], "pull": pulls[i]}
-                    for i, name in enumerate(ERROR_COLUMNS)
-                }
-            bins.append(
-                {
-                    "pt": [low, high],
-                    "eta": [near, far],
-                    "n_tracks": len(some),
-                    "n_unfitted": int(unfitted.sum()),
-                    **quality,
-                }
-            )
+    bins: list[dict[str, Any]] = []
+    for pt, eta in itertools.product(itertools.pairwise(PT_EDGES), itertools.pairwise(ETA_EDGES)):
+        forward = np.abs(offsets[:, 1])
+        wanted = (offsets[:, 0] >= pt[0]) & (offsets[:, 0] < pt[1]) & (forward >= eta[0]) & (forward < eta[1])
+        some = offsets[wanted]
+        unfitted = np.isnan(some).any(axis=1)
+        bins.append({"pt": pt, "eta": eta, "n_tracks": len(some), "n_unfitted": int(unfitted.sum())})
+        if unfitted.all():
+            continue
+        off, pull = np.split(some[~unfitted, 2:], 2, axis=1)
+        middle = np.median(off, axis=0)
+        width = np.quantile(np.abs(off - middle), CORE, axis=0)
+        pulls = np.quantile(np.abs(pull), CORE, axis=0)
+        bins[-1] |= {
+            name: {"offset": float(middle[i]), "resolution": float(width[i]), "pull": float(pulls[i])}
+            for i, name in enumerate(ERROR_COLUMNS)
+        }
     return bins
 
 

@@ -206,9 +206,9 @@ def _derive_rules(validation: list[Path], *, out: Path, name: str, min_pt: float
     from tritrack.rules.tuning import derive_rules
     from tritrack.rules.windows import write_rules
 
-    sets = {folder.name: list(read_all([folder])) for folder in validation}
-    if len(sets) < len(validation):
+    if len({folder.name for folder in validation}) < len(validation):
         raise UsageError("tune: two folders of --validation have one name; their metrics go by it")
+    sets = {folder.name: list(read_all([folder])) for folder in validation}
     rules = derive_rules(sets, name=name, min_pt=min_pt, max_hits=max_hits, on_note=console.print)
     console.print(f"{write_rules(rules, out)}: rules {rules.name}", markup=False)
 
