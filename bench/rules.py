@@ -98,7 +98,7 @@ def fit_quality(offsets: NDArray[np.float64]) -> list[dict[str, Any]]:
         middle = np.median(off, axis=0)
         width = np.quantile(np.abs(off - middle), CORE, axis=0)
         pulls = np.quantile(np.abs(pull), CORE, axis=0)
-        bins[-1] |= {
+        bins[-1]["quality"] = {
             name: {"offset": float(middle[i]), "resolution": float(width[i]), "pull": float(pulls[i])}
             for i, name in enumerate(ERROR_COLUMNS)
         }
@@ -120,7 +120,8 @@ def main(
         raise UsageError(f"--ckf: {ckf} given, {' or '.join(WORKING_POINTS)} wanted")
     find_files(events)  # a wrong path shows before the work
     finder, peer = RuleFinder.load(rules), CkfFinder(WORKING_POINTS[ckf])
-    rows, offsets = [], []
+    rows: list[EventRow] = []
+    offsets = []
     for event in read_all(events):
         if not rows:  # what is compiled on first use is in no time
             run_rules(finder, event)

@@ -188,7 +188,6 @@ def follow(
     state: State,
     hits: Integers,
     n: int,
-    overlaps: bool,
 ) -> tuple[int, float, int]:
     """Filter the hits of a track in their order, then take further ones from layer to layer, as far as there are any.
 
@@ -204,8 +203,6 @@ def follow(
         Scratch; holds the state at the last hit afterwards.
     hits
         int64 [MAX_HITS], the first ``n`` are the track's; those found are written after them.
-    overlaps
-        Look for second hits on the layers of the first ``n``.
 
     Returns
     -------
@@ -217,7 +214,7 @@ def follow(
     s_last, _ = on_circle(circle, grid.x[hits[n - 1]], grid.y[hits[n - 1]])
     outwards = s_last > s_first
     given = n
-    n, chi2 = _follow_given(grid, geometry, windows, circle, state, hits, given, overlaps)
+    n, chi2 = _follow_given(grid, geometry, windows, circle, state, hits, given)
     layer = grid.layer[hits[given - 1]]
     holes = 0
     while n + 2 <= MAX_HITS:
@@ -249,7 +246,6 @@ def _follow_given(
     state: State,
     hits: Integers,
     given: int,
-    overlaps: bool,
 ) -> tuple[int, float]:
     """Filter the hits that a track begins with; return the number of hits, those found beside them added, and chi2."""
     n, chi2 = given, 0.0
@@ -261,7 +257,7 @@ def _follow_given(
         if place > 0 and starts_layer:
             _cross(geometry, circle, state, grid.layer[hits[place - 1]])
         chi2 += _take(grid, geometry, circle, state, hit)
-        if overlaps and starts_layer and ends_layer and place >= MIN_KNOWN and n < MAX_HITS:
+        if starts_layer and ends_layer and place >= MIN_KNOWN and n < MAX_HITS:
             other = _beside(grid, geometry, windows, circle, state, hit)
             if other >= 0:
                 hits[n] = other

@@ -83,12 +83,12 @@ def grow(
         if _is_owned(owner, hits, n):
             continue
         circle = circle_through_beam(grid, hits[0], hits[n - 1])
-        n, _, holes = follow(grid, geometry, windows, outwards, circle, state, hits, n, False)
+        n, _, holes = follow(grid, geometry, windows, outwards, circle, state, hits, n)
         if n < windows.min_layers - 1:
             continue
         _sort_along(grid, circle, hits, n)
         turned[:n] = hits[:n][::-1]
-        n, chi2, more = follow(grid, geometry, windows, inwards, circle, state, turned, n, True)
+        n, chi2, more = follow(grid, geometry, windows, inwards, circle, state, turned, n)
         hits[:n] = turned[:n]
         _sort_along(grid, circle, hits, n)
         layers, holes = _layers(grid, hits, n), holes + more

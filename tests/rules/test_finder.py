@@ -102,7 +102,7 @@ def test_too_few_hits_are_no_track(finder, n):
         st.tuples(st.integers(0, 60), st.just(3)),
         elements=st.one_of(
             st.floats(-1e5, 1e5, width=32),
-            st.sampled_from([0.0, -0.0, 32.0, 72.0, 116.0, 172.0, -260.0, 1e-30]),
+            st.sampled_from([0.0, -0.0, 32.0, 72.0, 116.0, 172.0, -260.0, 2.0**-100]),
         ),
     )
 )
