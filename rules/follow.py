@@ -32,6 +32,8 @@ MAX_HITS = 64
 """Hits of a track; the largest detectors have half as many layers, twice where modules overlap."""
 MIN_KNOWN = 2
 """Hits before one whose layer is searched for a second: a state of fewer says too little."""
+MAX_BESIDE = 4
+"""Hits of a track on one layer: modules of a disk overlap that often."""
 MIN_DEPTH = 0.4
 """A particle crosses a surface once; modules that overlap are further apart, in mm."""
 
@@ -147,9 +149,9 @@ def _best_on_layer(
     layer: int,
     azimuth: float,
     along: float,
-    beside: int,
+    others: Integers,
 ) -> int:
-    """Return the hit of a layer that fits best, or -1; with ``beside`` >= 0, one on another module next to that hit."""
+    """Return the hit of a layer that fits best, or -1; it is on other surfaces than ``others``, hits of the same layer."""
     sigmas = np.sqrt(windows.follow)
     slope = abs(state.value[4])
     disk = geometry.disk[layer]
@@ -168,10 +170,8 @@ def _best_on_layer(
         s0, e0, s1, e1 = runs(grid, layer, row, first, count)
         for place in range(e0 - s0 + e1 - s1):
             hit = s0 + place if place < e0 - s0 else s1 + place - (e0 - s0)
-            if beside >= 0:
-                depth = grid.z[hit] - grid.z[beside] if disk else grid.r[hit] - grid.r[beside]
-                if abs(depth) < MIN_DEPTH:
-                    continue
+            if _shares_surface(grid, hit, others, disk):
+                continue
             off = _off(grid, geometry, circle, state, hit)
             if off < least:
                 best, least = hit, off
@@ -217,7 +217,7 @@ def follow(
     n, chi2 = _follow_given(grid, geometry, windows, circle, state, hits, given)
     layer = grid.layer[hits[given - 1]]
     holes = 0
-    while n + 2 <= MAX_HITS:
+    while n < MAX_HITS:
         _cross(geometry, circle, state, layer)
         found, missed = _next(grid, geometry, windows, steps, circle, state, layer, outwards)
         if found < 0:
@@ -227,13 +227,11 @@ def follow(
             _cross(geometry, circle, state, layer)
         chi2 += _take(grid, geometry, circle, state, found)
         hits[n] = found
-        n += 1
         layer = grid.layer[found]
-        other = _beside(grid, geometry, windows, circle, state, found)
-        if other >= 0:
-            chi2 += _take(grid, geometry, circle, state, other)
-            hits[n] = other
-            n += 1
+        first = n + 1
+        n = _beside(grid, geometry, windows, circle, state, hits[n:first], hits, first)
+        for place in range(first, n):
+            chi2 += _take(grid, geometry, circle, state, hits[place])
     return n, chi2, holes
 
 
@@ -248,29 +246,54 @@ def _follow_given(
     given: int,
 ) -> tuple[int, float]:
     """Filter the hits that a track begins with; return the number of hits, those found beside them added, and chi2."""
-    n, chi2 = given, 0.0
+    n, chi2, begin = given, 0.0, 0
     for place in range(given):
         hit = hits[place]
         layer = grid.layer[hit]
-        starts_layer = place == 0 or grid.layer[hits[place - 1]] != layer
-        ends_layer = place + 1 == given or grid.layer[hits[place + 1]] != layer
-        if place > 0 and starts_layer:
+        if place > 0 and grid.layer[hits[place - 1]] != layer:
             _cross(geometry, circle, state, grid.layer[hits[place - 1]])
+            begin = place
         chi2 += _take(grid, geometry, circle, state, hit)
-        if starts_layer and ends_layer and place >= MIN_KNOWN and n < MAX_HITS:
-            other = _beside(grid, geometry, windows, circle, state, hit)
-            if other >= 0:
-                hits[n] = other
-                n += 1
+        if place >= MIN_KNOWN and (place + 1 == given or grid.layer[hits[place + 1]] != layer):
+            n = _beside(grid, geometry, windows, circle, state, hits[begin : place + 1], hits, n)
     return n, chi2
 
 
+@numba.njit(cache=True, nogil=True)
+def _shares_surface(grid: Grid, hit: int, others: Integers, on_disk: bool) -> bool:
+    for other in others:
+        depth = grid.z[hit] - grid.z[other] if on_disk else grid.r[hit] - grid.r[other]
+        if abs(depth) < MIN_DEPTH:
+            return True
+    return False
+
+
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _beside(grid: Grid, geometry: Geometry, windows: Windows, circle: Circle, state: State, hit: int) -> int:
-    """Return the hit on another module of the same layer that the track crosses too, or -1."""
-    layer = grid.layer[hit]
-    along = grid.r[hit] if geometry.disk[layer] else grid.z[hit]
-    return _best_on_layer(grid, geometry, windows, circle, state, layer, grid.phi[hit], along, hit)
+def _beside(
+    grid: Grid,
+    geometry: Geometry,
+    windows: Windows,
+    circle: Circle,
+    state: State,
+    known: Integers,
+    hits: Integers,
+    n: int,
+) -> int:
+    """Write after the first ``n`` hits those on other modules of a layer, besides the ``known``; return the new n."""
+    there = np.empty(MAX_BESIDE, dtype=np.int64)
+    n_there = min(known.size, MAX_BESIDE)
+    there[:n_there] = known[:n_there]
+    layer = grid.layer[known[0]]
+    along = grid.r[known[0]] if geometry.disk[layer] else grid.z[known[0]]
+    while n_there < MAX_BESIDE and n < MAX_HITS:
+        found = _best_on_layer(
+            grid, geometry, windows, circle, state, layer, grid.phi[known[0]], along, there[:n_there]
+        )
+        if found < 0:
+            break
+        there[n_there], hits[n] = found, found
+        n_there, n = n_there + 1, n + 1
+    return n
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -287,6 +310,7 @@ def _next(
     """Return the next hit, -1 for none, and how many layers before it have none; the state stays where it is."""
     value = state.value.copy()
     bend, line = state.bend.copy(), state.line.copy()
+    none = np.empty(0, dtype=np.int64)
     tried = value[5]
     missed = 0
     for _ in range(steps.start[layer + 1] - steps.start[layer]):
@@ -305,7 +329,7 @@ def _next(
             break
         tried = value[5] + (nearest if outwards else -nearest)
         move(state, tried)
-        found = _best_on_layer(grid, geometry, windows, circle, state, target, azimuth, along, -1)
+        found = _best_on_layer(grid, geometry, windows, circle, state, target, azimuth, along, none)
         state.value[:], state.bend[:], state.line[:] = value, bend, line
         if found >= 0:
             return found, missed
