@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tritrack.events.layers import Layers
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -96,3 +101,78 @@ def small_engines(small_weights: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("engines")
     export_engines(weights=small_weights, out=folder, threads=2)
     return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Helices from near the beam line and their hits on every layer of a barrel, shuffled.
+
+    Attributes
+    ----------
+    hits, particle
+        float32 [n_hits, 3], mm, and int64 [n_hits], the helix of each.
+    true
+        float64 [n_helices, 6]: pT, phi, eta, d0, z0, charge.
+    """
+
+    hits: NDArray[np.float32]
+    particle: NDArray[np.int64]
+    true: NDArray[np.float64]
+
+
+@pytest.fixture(scope="session")
+def barrel() -> Layers:
+    """Ten layers of a barrel, four of them of pixels."""
+    from tritrack.events.layers import Layers
+
+    radius = np.array([32.0, 72, 116, 172, 260, 360, 500, 660, 820, 1020])
+    pixel = radius < 200
+    reach = np.where(pixel, 490.0, 1080.0)
+    return Layers(
+        disk=np.zeros(10, dtype=np.bool_),
+        r_low=radius - 2,
+        r_high=radius + 2,
+        z_low=-reach,
+        z_high=reach,
+        across=np.where(pixel, 0.015, 0.025),
+        along=np.where(pixel, 0.015, 0.35),
+        scattering=np.full(10, 2.5),
+    )
+
+
+@pytest.fixture(scope="session")
+def draw_helices(barrel: Layers) -> Callable[..., Drawn]:
+    """``draw_helices(n=100, pt=2.0, seed=1, scattering=True)``: smeared by the resolution, and scattered."""
+
+    def draw(*, n: int, pt: float, seed: int, scattering: bool) -> Drawn:
+        rng = np.random.default_rng(seed)
+        charge, phi = rng.choice([-1.0, 1.0], n), rng.uniform(-np.pi, np.pi, n)
+        d0, z, slope = rng.normal(0, 0.05, n), rng.normal(0, 50, n), rng.uniform(-0.3, 0.3, n)
+        true = np.stack([np.full(n, pt), phi, np.arcsinh(slope), d0, z, charge], axis=1)
+        curvature = -charge * 0.00059958 / pt  # of 2 T, positive to the left
+        x, y, angle, slope = -d0 * np.sin(phi), d0 * np.cos(phi), phi.copy(), slope.copy()
+        hits = []
+        for layer, radius in enumerate((barrel.r_low + barrel.r_high) / 2):
+            low, high = np.zeros(n), np.full(n, 2 * radius)
+            for _ in range(60):  # the way to the layer, by halving
+                way = (low + high) / 2
+                far_x = x + (np.sin(angle + curvature * way) - np.sin(angle)) / curvature
+                far_y = y - (np.cos(angle + curvature * way) - np.cos(angle)) / curvature
+                inside = np.hypot(far_x, far_y) < radius
+                low, high = np.where(inside, way, low), np.where(inside, high, way)
+            x, y, z, angle = far_x, far_y, z + slope * way, angle + curvature * way
+            there, off = np.arctan2(y, x), rng.normal(0, barrel.across[layer], n)
+            off_z = rng.normal(0, barrel.along[layer], n)
+            hits.append(np.stack([x - off * np.sin(there), y + off * np.cos(there), z + off_z], axis=1))
+            if scattering:
+                spread = barrel.scattering[layer] * np.abs(curvature) * (1 + slope**2) ** 0.25
+                angle += rng.normal(0, spread)
+                slope += rng.normal(0, spread * np.sqrt(1 + slope**2))
+        order = rng.permutation(10 * n)
+        return Drawn(
+            hits=np.concatenate(hits).astype(np.float32)[order],
+            particle=np.tile(np.arange(n), 10)[order],
+            true=true,
+        )
+
+    return draw

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tritrack.commands_run import FinderName
 from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
 from tritrack.failures import UsageError
 from tritrack.stages.card import WORKING_POINTS, Precision, WorkingPointName
@@ -157,11 +158,14 @@ def train(
 
 def tune(
     *,
-    weights: Annotated[Path, typer.Option(help="Folder of weights.")],
+    finder: Annotated[
+        FinderName, typer.Option(help="The chain's cuts, or the rule-based finder's windows.")
+    ] = ("chain"),
+    weights: Annotated[Path | None, typer.Option(help="Folder of weights; not for the rules.")] = None,
     validation: Annotated[
         list[Path], typer.Option(help="Folder of events to choose the cuts on; may be given again.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the weights with their new card.")],
+    out: Annotated[Path, typer.Option(help="Folder for the weights with their new card, or for the rules.")],
     max_z0: Annotated[
         float | None, typer.Option(min=0, help="Another window on a pair's z at the beam line, in mm.")
     ] = None,
@@ -177,8 +181,24 @@ def tune(
     default: Annotated[
         WorkingPointName | None, typer.Option(help="Another working point where none is named.")
     ] = None,
+    name: Annotated[str, typer.Option(help="Name of the rules.")] = "rules",
+    min_pt: Annotated[
+        float, typer.Option(min=0.1, help="Momentum that the rules look for tracks from, in GeV.")
+    ] = 0.75,
+    max_hits: Annotated[
+        int, typer.Option(min=1, help="Largest event the rules will take, in hits.")
+    ] = 300_000,
 ) -> None:
-    """Choose the cuts of the working points anew, and write them into the model card."""
+    """Choose the cuts of the working points anew, into the model card; or derive rules from events."""
+    if finder == "rules":
+        if (weights, max_z0, max_curvature, max_d0, point, default) != (None,) * 6:
+            raise UsageError(
+                "tune: --finder rules takes --validation, --out, --name, --min-pt and --max-hits"
+            )
+        _derive_rules(validation, out=out, name=name, min_pt=min_pt, max_hits=max_hits)
+        return
+    if weights is None:
+        raise UsageError("tune: --weights is wanted, the folder of weights to choose cuts for")
     from tritrack.stages.weights import load_weights, save_weights
     from tritrack.training.working_point import choose_working_points, validation_sets
 
@@ -200,6 +220,18 @@ def tune(
     card = replace(card, working_points=card.working_points | points, default=default or card.default)
     save_weights(networks, card=card, folder=out)
     console.print(f"{out}: weights and card of {card.name}")
+
+
+def _derive_rules(validation: list[Path], *, out: Path, name: str, min_pt: float, max_hits: int) -> None:
+    from tritrack.events.source import read_all
+    from tritrack.rules.tuning import derive_rules
+    from tritrack.rules.windows import write_rules
+
+    if len({folder.name for folder in validation}) < len(validation):
+        raise UsageError("tune: two folders of --validation have one name; their metrics go by it")
+    sets = {folder.name: list(read_all([folder])) for folder in validation}
+    rules = derive_rules(sets, name=name, min_pt=min_pt, max_hits=max_hits, on_note=console.print)
+    console.print(f"{write_rules(rules, out)}: rules {rules.name}", markup=False)
 
 
 def export(

@@ -6,7 +6,7 @@ import itertools
 import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from tritrack.service.errors import EventRefusedError, ServerStartError
 from tritrack.stages.card import ENSEMBLE, WorkingPointName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
+FinderName = Literal["chain", "rules"]
 Events = Annotated[
     list[Path],
     typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
@@ -99,8 +100,14 @@ def find(
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
     model: Model = ENSEMBLE,
     local: Annotated[
-        bool, typer.Option("--local", help="Run the same chain in process, without a server.")
+        bool, typer.Option("--local", help="Run the same finder in process, without a server.")
     ] = False,
+    finder: Annotated[
+        FinderName, typer.Option(help="The chain of networks, or the rule-based finder (with --local).")
+    ] = "chain",
+    rules: Annotated[Path, typer.Option(help="Folder of the rules, for --finder rules.")] = Path(
+        "weights/rules"
+    ),
     working_point: Annotated[
         WorkingPointName | None,
         typer.Option(help="What to trade: time for efficiency; the model's default if not given."),
@@ -122,6 +129,8 @@ def find(
 
     if (url is None) != local:
         raise UsageError("find: give either --url HOST:PORT or --local")
+    if finder == "rules" and (not local or working_point is not None):
+        raise UsageError("find: --finder rules runs with --local, and has no working points")
     try:
         check_track_file(out)
     except EventError as error:
@@ -129,10 +138,8 @@ def find(
     refused = 0
     source, sent = itertools.tee(read_all(events))
     with write_tracks(out) as writer:
-        results = (
-            _find_local(source, engines=engines, threads=threads, working_point=working_point)
-            if url is None
-            else _find_remote(
+        if url is not None:
+            results = _find_remote(
                 source,
                 url=url,
                 model=model,
@@ -141,7 +148,10 @@ def find(
                 pack_hits=pack_hits,
                 working_point=working_point,
             )
-        )
+        elif finder == "rules":
+            results = _find_by_rules(source, rules=rules)
+        else:
+            results = _find_local(source, engines=engines, threads=threads, working_point=working_point)
         for event, labels in zip(sent, results, strict=True):
             if isinstance(labels, EventRefusedError):
                 refused += 1
@@ -258,12 +268,24 @@ def _find_remote(
 def _find_local(
     events: Iterable[Event], *, engines: Path, threads: int, working_point: WorkingPointName | None
 ) -> Iterator[Found]:
-    from tritrack.stages.contract import ContractError
     from tritrack.stages.pipeline import Pipeline
 
-    pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
+    yield from _find_each(events, Pipeline.load(engines, threads=threads, working_point=working_point).find)
+
+
+def _find_by_rules(events: Iterable[Event], *, rules: Path) -> Iterator[Found]:
+    from tritrack.rules.finder import RuleFinder
+
+    yield from _find_each(events, RuleFinder.load(rules).find)
+
+
+def _find_each(
+    events: Iterable[Event], find_in: Callable[[NDArray[np.float32]], NDArray[np.int64]]
+) -> Iterator[Found]:
+    from tritrack.stages.contract import ContractError
+
     for event in events:
         try:
-            yield pipeline.find(event.hits)
+            yield find_in(event.hits)
         except ContractError as error:
             yield EventRefusedError(f"event {event.event_id}: {error}")

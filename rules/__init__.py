@@ -1,0 +1,1 @@
+"""The rule-based finder: a cellular automaton in the pixels, followed along its helices through the strips."""
