@@ -56,7 +56,7 @@ class Demands:
 
 
 DEMANDS: dict[WorkingPointName, Demands] = {
-    "fast": Demands(graph=0.98, min_chain=4, filter=0.985),
+    "fast": Demands(graph=0.985, min_chain=4, filter=0.985),
     "balanced": Demands(graph=0.985, min_chain=3, filter=0.99),
     "best": Demands(graph=0.9925, min_chain=3, filter=0.995),
 }
