@@ -14,6 +14,7 @@ from tritrack.stages.contract import (
     EMBEDDING,
     EVENT_OFFSETS,
     FILTER_STAGE,
+    GNN_STAGE,
     GRAPH_STAGE,
     HITS,
     LABELLING_STAGE,
@@ -163,12 +164,26 @@ def stage_function(
     if engine is None:
         raise CardError(f"stage {spec.name} needs an engine")
     network = partial(run_engine, engine, spec, card)
+    if spec is GNN_STAGE:
+        return partial(_on_linked_hits, network)
     if PAIR_SCORE not in spec.engine:
         return network
     score = partial(score_pairs, network)
     if spec is not FILTER_STAGE:
         return score
     return lambda hits, edge_index: select(edge_index, score(hits, edge_index))
+
+
+def _on_linked_hits(
+    network: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float32]],
+    hits: NDArray[np.float32],
+    edge_index: NDArray[np.int32],
+) -> NDArray[np.float32]:
+    """Run the GNN on the hits that have an edge: no other hit changes a score, and after chains half have none."""
+    linked = np.zeros(hits.shape[0], dtype=np.bool_)
+    linked[edge_index] = True
+    number = np.cumsum(linked, dtype=np.int32) - np.int32(1)
+    return network(hits[linked], number[edge_index])
 
 
 def run_engine(

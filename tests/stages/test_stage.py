@@ -13,6 +13,7 @@ pytest.importorskip("onnxscript")
 
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import CUT_STEP, GNN_STAGE, SCORE_STEP, STAGES, TRACK_LABEL, ContractError
+from tritrack.stages.engine import load_engine
 from tritrack.stages.labelling import LABELLINGS
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.stage import load_stage
@@ -166,3 +167,18 @@ def test_working_points_differ_and_share_their_networks(small_engines, chain):
         np.testing.assert_array_equal(found, alone.find(hits))
     np.testing.assert_array_equal(labels["balanced"], chain.find(hits))
     assert len({found.tobytes() for found in labels.values()}) == 3
+
+
+@pytest.mark.parametrize("n_linked", [0, 2, 40])
+def test_hits_without_an_edge_change_no_score(small_engines, n_linked):
+    hits = drawn_hits(100)
+    rng = np.random.default_rng(n_linked)
+    ends = rng.choice(100, n_linked, replace=False)
+    edges = np.unique(np.sort(rng.choice(ends, (2, 60)), axis=0), axis=1) if n_linked else np.empty((2, 0))
+    edges = edges.astype(np.int32)
+    stage = load_stage(GNN_STAGE, small_engines, threads=1)
+    (score,) = stage({"HITS": hits, "EDGE_INDEX": edges}).values()
+    assert score.shape == (edges.shape[1],)
+    if n_linked:
+        engine = load_engine(GNN_STAGE, small_engines, threads=1)
+        np.testing.assert_allclose(score, engine(hits, edges), rtol=0, atol=1e-6)
