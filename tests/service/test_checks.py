@@ -96,6 +96,7 @@ def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
     assert other.arguments(tmp_path) == []
     environment = other.environment(tmp_path)
     assert environment.pop("ORT_DISABLE_TELEMETRY") == "1"
+    assert environment.pop("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
     assert environment.items() <= os.environ.items()
 
 
