@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tritrack.rules.windows import RULES_FILE
 from tritrack.stages.card import CARD_FILE, FUSED, engine_file, ensemble_name
 from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, STAGES, TRACK_LABEL, StageSpec
 from tritrack.stages.plan_file import facts_file, plan_file
@@ -34,6 +35,12 @@ ENTRY_STEP = StageSpec(name="entry", inputs=(HITS,), outputs=(HITS,))
 CHAIN = StageSpec(name="chain", inputs=(HITS,), outputs=(TRACK_LABEL,))
 """The five stages in one process."""
 
+RULE_FINDER = StageSpec(name="rule_finder", inputs=(HITS,), outputs=(TRACK_LABEL,))
+"""The rule-based finder."""
+
+PYTHON_FILES = (CARD_FILE, RULES_FILE)
+"""The version folder of every model that runs in Python holds one of these."""
+
 CUTS_OF_STEP = {
     "graph": ("graph", "radius", "windows", "k"),
     "cut": ("filter_cut",),
@@ -58,7 +65,7 @@ class Step:
     name
         Name of the model: what it computes, and the working point where that matters.
     computes
-        ``entry``, one of the contract's served steps, or ``chain``.
+        ``entry``, one of the contract's served steps, ``chain``, or ``rule_finder``.
     working_point
         Whose cuts it takes; None for a step without.
     backend
@@ -116,6 +123,21 @@ def plan_fused(card: ModelCard, engine: EngineKind = "onnx") -> tuple[Step, ...]
             files=files,
         )
         for point in (*card.points, None)
+    )
+
+
+def plan_rules() -> tuple[Step, ...]:
+    """Return the model that finds tracks by rules."""
+    return (
+        Step(
+            name=RULE_FINDER.name,
+            computes=RULE_FINDER.name,
+            working_point=None,
+            backend=BACKEND,
+            inputs=REQUEST,
+            outputs=RULE_FINDER.outputs,
+            files=(RULES_FILE,),
+        ),
     )
 
 

@@ -69,19 +69,19 @@ class ServerInfo:
     model
         Name of the ensemble.
     working_point
-        The working point that the ensemble runs at.
+        The working point that the ensemble runs at; None for a model without.
     working_points
         Those that the server has, from the least time to the most tracks.
     metrics
-        What the working point gave on validation events, by name, for each set of events.
+        What the model gave on validation events at this point, by name, for each set of events.
     contract_version
         Version of the tensor contract that it speaks.
     card_name, card_sha256
-        Which model card it serves.
+        Which model card it serves, or which rules.
     n_columns
         Columns of HITS.
     max_hits, max_pairs, max_edges
-        The model's limits.
+        The model's limits; the rule-based finder has the first alone.
     steps
         The ensemble's steps, in order; of the chain in one process, that model itself.
     """
@@ -89,7 +89,7 @@ class ServerInfo:
     url: str
     server_version: str
     model: str
-    working_point: str
+    working_point: str | None
     working_points: tuple[str, ...]
     metrics: dict[str, dict[str, float]]
     contract_version: int
@@ -97,8 +97,8 @@ class ServerInfo:
     card_sha256: str
     n_columns: int
     max_hits: int
-    max_pairs: int
-    max_edges: int
+    max_pairs: int | None
+    max_edges: int | None
     steps: tuple[str, ...]
 
     @property
@@ -118,7 +118,7 @@ class ServerInfo:
         """Raise UnavailableError where the server has no such working point."""
         if working_point not in self.working_points:
             raise UnavailableError(
-                f"{self.url} has no working point {working_point}, it has {', '.join(self.working_points)}"
+                f"{self.url} has no working point {working_point}, it has {', '.join(self.working_points) or 'none'}"
             )
 
 
@@ -347,17 +347,17 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             url=url,
             server_version=metadata.version,
             model=config.name,
-            working_point=values["working_point"],
-            working_points=tuple(values["working_points"].split()),
+            working_point=values.get("working_point"),
+            working_points=tuple(values.get("working_points", "").split()),
             metrics=json.loads(values["metrics"]),
             contract_version=int(values["contract_version"]),
             card_name=values["card_name"],
             card_sha256=values["card_sha256"],
             n_columns=int(config.input[0].dims[1]),
             max_hits=int(values["max_hits"]),
-            max_pairs=int(values["max_pairs"]),
-            max_edges=int(values["max_edges"]),
-            # The chain in one process is a single step.
+            max_pairs=int(values["max_pairs"]) if "max_pairs" in values else None,
+            max_edges=int(values["max_edges"]) if "max_edges" in values else None,
+            # The chain in one process is a single step, and so is the rule-based finder.
             steps=tuple(step.model_name for step in config.ensemble_scheduling.step) or (config.name,),
         )
     except (KeyError, IndexError):

@@ -310,9 +310,14 @@ def repository(
     fused: Annotated[
         bool, typer.Option("--fused", help="Write the chain in one process, too: track_finder_fused.")
     ] = False,
+    rules: Annotated[
+        Path | None, typer.Option(help="Folder of rules: write the rule-based finder, too, rule_finder.")
+    ] = None,
 ) -> None:
     """Write the Triton model repository of a folder of engines."""
     from tritrack.ensemble_repo.render import render_repository
 
-    render_repository(engines=engines, out=out, server=server, device=device, threads=threads, fused=fused)
+    render_repository(
+        engines=engines, out=out, server=server, device=device, threads=threads, fused=fused, rules=rules
+    )
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")

@@ -18,6 +18,7 @@ def test_rules_come_back(barrel_rules, tmp_path):
     back = read_rules(tmp_path / "new")
     assert back.windows == barrel_rules.windows
     assert [type(value) for value in back.windows] == [type(value) for value in barrel_rules.windows]
+    assert back.hash == barrel_rules.hash
     assert (back.name, back.max_hits, back.metrics) == ("barrel", 5000, barrel_rules.metrics)
     np.testing.assert_array_equal(back.steps, barrel_rules.steps)
     for field in fields(Layers):
