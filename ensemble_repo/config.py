@@ -51,14 +51,14 @@ def model_configs(
     fused
         Whether the chain in one process is there as well.
     rules
-        Those of the rule-based finder; None for a repository without it.
+        Those of the rule-based finder and of the fit; None for a repository without them.
 
     Returns
     -------
     dict
         ``ModelConfig`` messages by model name: the steps in order, the ensemble of each working point, and
-        that of the default one under the name that goes without saying; then the fused models likewise, and the
-        rule-based finder.
+        that of the default one under the name that goes without saying; then the fused models likewise, and what
+        takes the rules.
     """
 
     def of_card(step: Step) -> Any:

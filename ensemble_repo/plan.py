@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from tritrack.rules.windows import RULES_FILE
 from tritrack.stages.card import CARD_FILE, FUSED, engine_file, ensemble_name
-from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, STAGES, TRACK_LABEL, StageSpec
+from tritrack.stages.contract import (
+    EVENT_OFFSETS,
+    FIT_STEP,
+    HITS,
+    SERVED_STEPS,
+    STAGES,
+    TRACK_LABEL,
+    StageSpec,
+)
 from tritrack.stages.plan_file import facts_file, plan_file
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ class Step:
     name
         Name of the model: what it computes, and the working point where that matters.
     computes
-        ``entry``, one of the contract's served steps, ``chain``, or ``rule_finder``.
+        ``entry``, one of the contract's served steps, ``chain``, ``rule_finder``, or ``track_fit``.
     working_point
         Whose cuts it takes; None for a step without.
     backend
@@ -127,17 +135,22 @@ def plan_fused(card: ModelCard, engine: EngineKind = "onnx") -> tuple[Step, ...]
 
 
 def plan_rules() -> tuple[Step, ...]:
-    """Return the model that finds tracks by rules."""
-    return (
+    """Return the models that take rules and no card: the finder, and the fit of any finder's tracks.
+
+    The fit is no step of the ensembles. Triton leaves out a step whose outputs a request does not ask for, and
+    then the one that gives its inputs, even where the request asks for these.
+    """
+    return tuple(
         Step(
-            name=RULE_FINDER.name,
-            computes=RULE_FINDER.name,
+            name=spec.name,
+            computes=spec.name,
             working_point=None,
             backend=BACKEND,
-            inputs=REQUEST,
-            outputs=RULE_FINDER.outputs,
+            inputs=(*spec.inputs, EVENT_OFFSETS),
+            outputs=spec.outputs,
             files=(RULES_FILE,),
-        ),
+        )
+        for spec in (RULE_FINDER, FIT_STEP)
     )
 
 

@@ -54,7 +54,7 @@ def render_repository(
     fused
         Write the models of the ``tritrack`` backend, too: the chain in one process.
     rules
-        Folder with ``rules.json``: write the rule-based finder, too.
+        Folder with ``rules.json``: write the rule-based finder and the fit, too.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import msgspec
 import numpy as np
@@ -77,6 +77,8 @@ class Rules:
         Of the detector and the events that the rules were derived from.
     layers
         The detector.
+    field
+        Along z, in T.
     steps
         int64 [n_steps, 2], pairs of layers that tracks hit one after the other, or with one between them missed.
     windows
@@ -89,6 +91,7 @@ class Rules:
 
     name: str
     layers: Layers
+    field: float
     steps: NDArray[np.int64]
     windows: Windows
     max_hits: int
@@ -102,6 +105,7 @@ class Rules:
             "version": FORMAT_VERSION,
             "name": self.name,
             "max_hits": self.max_hits,
+            "field": self.field,
             "windows": self.windows._asdict(),
             "metrics": self.metrics,
             "layers": [
@@ -134,6 +138,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     name: str
     max_hits: int
+    field: Annotated[float, msgspec.Meta(gt=0)]
     windows: dict[str, float]
     metrics: dict[str, dict[str, float]]
     layers: list[_Table]
@@ -180,6 +185,7 @@ def read_rules(folder: Path) -> Rules:
         ),
         steps=steps,
         windows=Windows._make(kinds[name](found.windows[name]) for name in Windows._fields),
+        field=found.field,
         max_hits=found.max_hits,
         metrics=found.metrics,
     )

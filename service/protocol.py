@@ -23,10 +23,13 @@ from tritrack.service.errors import (
 from tritrack.stages.contract import (
     CONTRACT_VERSION,
     EVENT_OFFSETS,
+    FITTED,
     HITS,
+    NO_TRACK,
     TRACK_LABEL,
     ContractError,
     check_hits,
+    check_labels,
     check_tensor,
 )
 
@@ -166,6 +169,20 @@ class Request:
             hint = "; convert with astype('float32')" if self.hits.dtype != HITS.dtype else ""
             raise EventRefusedError(f"{self.name}: {error}{hint}") from None
 
+    def fit_inputs(self, info: ServerInfo, labels: NDArray[Any]) -> list[Any]:
+        """Check hits and labels and return the tensors of a request for the fit (raises EventRefusedError)."""
+        self.check(info)
+        try:
+            check_labels(labels, n_hits=self.hits.shape[0])
+        except ContractError as error:
+            raise EventRefusedError(f"{self.name}: {error}") from None
+        return [_wire_tensor(HITS, self.hits), _wire_tensor(TRACK_LABEL, labels)]
+
+    def fitted(self, result: Any, labels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the server's fit, a row for each track, to be written to (raises ServiceError)."""
+        n_tracks = int(labels.max(initial=NO_TRACK)) + 1
+        return np.array(_answer(self.name, result, FITTED, {"n_tracks": n_tracks}))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
@@ -207,14 +224,8 @@ class Pack:
 
     def labels(self, result: Any) -> list[NDArray[np.int64]]:
         """Return the labels of the server's answer for each event, one per hit (raises ServiceError)."""
-        labels = result.as_numpy(TRACK_LABEL.name)
-        if labels is None:
-            raise ServiceError(f"{self.name}: the server's answer holds no {TRACK_LABEL.name}")
         offsets = self._offsets().tolist()
-        try:
-            check_tensor(labels, TRACK_LABEL, {"n_hits": offsets[-1]})
-        except ContractError as error:
-            raise ServiceError(f"{self.name}: the server's answer breaks the contract: {error}") from None
+        labels = _answer(self.name, result, TRACK_LABEL, {"n_hits": offsets[-1]})
         # Copies, which can be written to.
         return [np.array(labels[first:last]) for first, last in pairwise(offsets)]
 
@@ -230,6 +241,18 @@ class Pack:
 def _wire_tensor(spec: TensorSpec, array: NDArray[Any]) -> Any:
     tensor = InferInput(spec.name, list(array.shape), np_to_triton_dtype(spec.dtype))
     return tensor.set_data_from_numpy(array)
+
+
+def _answer(name: str, result: Any, spec: TensorSpec, sizes: dict[str, int]) -> NDArray[Any]:
+    """Return a tensor of the server's answer to the request of that name (raises ServiceError)."""
+    array: NDArray[Any] | None = result.as_numpy(spec.name)
+    if array is None:
+        raise ServiceError(f"{name}: the server's answer holds no {spec.name}")
+    try:
+        check_tensor(array, spec, sizes)
+    except ContractError as error:
+        raise ServiceError(f"{name}: the server's answer breaks the contract: {error}") from None
+    return array
 
 
 def make_packs(events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None) -> Iterator[Pack]:

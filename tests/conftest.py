@@ -202,6 +202,7 @@ def barrel_rules(barrel: Layers) -> Rules:
     return Rules(
         name="barrel",
         layers=barrel,
+        field=2.0,
         steps=np.array(steps, dtype=np.int64),
         windows=windows,
         max_hits=5000,

@@ -21,6 +21,7 @@ from tritrack.ensemble_repo.plan import (
     CUTS_OF_STEP,
     REQUEST,
     RULE_FINDER,
+    Step,
     plan_chain,
     plan_fused,
     plan_rules,
@@ -40,7 +41,16 @@ from tritrack.stages.card import (
     WorkingPoint,
     ensemble_name,
 )
-from tritrack.stages.contract import CONTRACT_VERSION, SERVED_STEPS, STAGES, TRACK_LABEL
+from tritrack.stages.contract import (
+    CONTRACT_VERSION,
+    EVENT_OFFSETS,
+    FIT_STEP,
+    FITTED,
+    HITS,
+    SERVED_STEPS,
+    STAGES,
+    TRACK_LABEL,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 UPDATE = "TRITRACK_UPDATE_REFERENCE"
@@ -65,6 +75,7 @@ CARD = ModelCard(
 RULES = Rules(
     name="reference",
     layers=Layers(**{f.name: np.zeros(2, dtype=bool if f.name == "disk" else float) for f in fields(Layers)}),
+    field=2.0,
     steps=np.array([[0, 1]]),
     windows=RuleWindows(
         max_curvature=8e-4,
@@ -83,6 +94,7 @@ RULES = Rules(
 )
 ENSEMBLES = {ensemble_name(point): point for point in CARD.points} | {ENSEMBLE: CARD.default}
 FUSED_MODELS = {ensemble_name(point, ensemble=FUSED): point for point in CARD.points} | {FUSED: CARD.default}
+OF_RULES = {step.name: step for step in plan_rules()}
 COMBINATIONS = list(itertools.product(["embedded", "container"], ["cpu", "gpu"]))
 
 
@@ -119,12 +131,13 @@ def test_configurations_are_the_reference(server: str, device: str) -> None:
 
 @pytest.mark.parametrize(("server", "device"), COMBINATIONS)
 def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> None:
-    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8, "n_events + 1": -1}
+    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8, "n_events + 1": -1, "n_tracks": -1}
     texts = rendered(server, device)
     steps = plan_steps(CARD, server)
-    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES, *FUSED_MODELS, RULE_FINDER.name]
+    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES, *FUSED_MODELS, *OF_RULES]
     wanted = {step.name: (step.inputs, step.outputs) for step in steps}
     wanted |= dict.fromkeys([*ENSEMBLES, *FUSED_MODELS, RULE_FINDER.name], (REQUEST, (TRACK_LABEL,)))
+    wanted[FIT_STEP.name] = ((HITS, TRACK_LABEL, EVENT_OFFSETS), (FITTED,))
     for name, text in texts.items():
         assert re.search(r"^max_batch_size: 0$", text, re.MULTILINE)
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -195,13 +208,13 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         assert json.loads(values["metrics"]) == CARD.point(point).metrics
 
 
+@pytest.mark.parametrize("step", plan_rules(), ids=lambda step: step.name)
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_the_rules_run_on_the_cpu(device: Any) -> None:
+def test_the_rules_run_on_the_cpu(device: Any, step: Step) -> None:
     configs = model_configs(card=CARD, server="embedded", device=device, threads=2, rules=RULES)
-    (step,) = plan_rules()
     config = configs[step.name]
     values = {key: value.string_value for key, value in config.parameters.items()}
-    assert config.backend == BACKEND
+    assert config.backend == step.backend
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
     assert values == {
         "contract_version": str(CONTRACT_VERSION),

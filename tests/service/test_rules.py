@@ -1,7 +1,8 @@
-"""The rule-based finder beside the ensemble on one server."""
+"""The rule-based finder and the helix fit beside the ensemble on one server."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +17,14 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from tritrack.ensemble_repo.plan import RULE_FINDER
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.installed import describe_server
+from tritrack.physics.fit import fit_tracks
 from tritrack.rules.finder import RuleFinder
+from tritrack.service.aio import AsyncTrackFinder
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, UnavailableError
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE
+from tritrack.stages.contract import FIT_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,9 +39,14 @@ MODEL = RULE_FINDER.name
 def url(small_engines: Path, rules_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     out = tmp_path_factory.mktemp("ruled") / "model_repository"
     render_repository(
-        engines=small_engines, out=out, server="embedded", device="cpu", threads=1, rules=rules_folder
+        engines=small_engines,
+        out=out,
+        server="embedded",
+        device="cpu",
+        threads=1,
+        rules=rules_folder,
     )
-    with Server(out, models=(ENSEMBLE, MODEL)) as running:
+    with Server(out, models=(ENSEMBLE, MODEL, FIT_STEP.name)) as running:
         yield running.url
 
 
@@ -91,14 +100,17 @@ def test_one_bad_event_of_a_pack_is_refused_alone(
         np.testing.assert_array_equal(found[event], finder.find(sent[event]))
 
 
-def refusal(url: str, **tensors: np.ndarray) -> tuple[str, str]:
-    """Return the status and the sentence with which the model refuses a request."""
-    inputs = [
+def wire(**tensors: np.ndarray) -> list[InferInput]:
+    return [
         InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
         for name, array in tensors.items()
     ]
+
+
+def refusal(url: str, model: str = MODEL, **tensors: np.ndarray) -> tuple[str, str]:
+    """Return the status and the sentence with which the model refuses a request."""
     with InferenceServerClient(url) as client, pytest.raises(InferenceServerException) as caught:
-        client.infer(MODEL, inputs, client_timeout=30.0)
+        client.infer(model, wire(**tensors), client_timeout=30.0)
     return caught.value.status(), caught.value.message()
 
 
@@ -116,6 +128,49 @@ def test_what_it_does_not_take_is_said(url: str, hits: np.ndarray, sentence: str
     status, message = refusal(url, HITS=hits)
     assert status == "StatusCode.INVALID_ARGUMENT"
     assert sentence in message
+
+
+@pytest.mark.parametrize("model", [ENSEMBLE, MODEL])
+def test_found_tracks_are_fitted(url: str, barrel_rules: Rules, events: list[np.ndarray], model: str) -> None:
+    with TrackFinder(url, model=model) as finder:
+        for hits in (*events[:2], events[4]):
+            labels = finder.find(hits)
+            fitted = finder.fit(hits, labels)
+            expected = fit_tracks(
+                hits=hits, labels=labels, layers=barrel_rules.layers, field=barrel_rules.field
+            )
+            np.testing.assert_array_equal(fitted, expected.fitted)
+            fitted[:] = 0  # it is the caller's
+    assert np.count_nonzero(np.isfinite(expected.fitted[:, 0])) > 10  # the comparison means something
+
+
+def test_the_asyncio_client_fits_too(url: str, events: list[np.ndarray]) -> None:
+    labels = np.repeat(np.arange(40), 10)
+
+    async def fit() -> np.ndarray:
+        async with AsyncTrackFinder(url) as finder:
+            return await finder.fit(events[0], labels)
+
+    with TrackFinder(url, model=MODEL) as finder:
+        np.testing.assert_array_equal(asyncio.run(fit()), finder.fit(events[0], labels))
+
+
+def test_labels_that_are_none_are_refused(url: str, events: list[np.ndarray]) -> None:
+    labels = np.full(len(events[0]), len(events[0]))
+    with (
+        TrackFinder(url) as finder,
+        pytest.raises(
+            EventRefusedError, match="the event: TRACK_LABEL: holds -1 to 400, of 400 hits it is -1 to 399"
+        ),
+    ):
+        finder.fit(events[0], labels)
+    status, message = refusal(url, FIT_STEP.name, HITS=events[0], TRACK_LABEL=labels)
+    assert (status, message[:17]) == ("StatusCode.INVALID_ARGUMENT", "TRACK_LABEL: hold")
+
+
+def test_a_server_without_the_fit_says_so(server: Server, events: list[np.ndarray]) -> None:
+    with TrackFinder(server.url) as finder, pytest.raises(UnavailableError, match="'track_fit' is not found"):
+        finder.fit(events[0], np.zeros(len(events[0]), dtype=np.int64))
 
 
 def test_what_it_says_of_itself(url: str, barrel_rules: Rules) -> None:
