@@ -52,17 +52,17 @@ def run_rules(finder: RuleFinder, event: Event) -> tuple[Outcome, NDArray[np.flo
     except ContractError as error:
         return Outcome(refused=str(error)), np.empty((0, 2 + 2 * len(ERROR_COLUMNS)))
     start = time.perf_counter()
-    fits = fit_tracks(hits=event.hits, labels=labels, layers=finder.rules.layers)
+    fits = fit_tracks(hits=event.hits, labels=labels, layers=finder.rules.layers, field=finder.rules.field)
     seconds["helix fit"] = time.perf_counter() - start
     cpu = time.process_time() - cpu_start
     pairs = pairs_from_labels(labels)
     counts = {s.name: count(event=event, pairs=pairs, selection=s) for s in SELECTIONS.values()}
     outcome = Outcome(seconds=seconds, cpu_seconds=cpu, counts=counts)
-    return outcome, fit_offsets(event, pairs, fits)
+    return outcome, fit_offsets(event, pairs, fits, field=finder.rules.field)
 
 
-def fit_offsets(event: Event, pairs: NDArray[np.int64], fits: Fits) -> NDArray[np.float64]:
-    """Compare fitted helices with true ones.
+def fit_offsets(event: Event, pairs: NDArray[np.int64], fits: Fits, *, field: float) -> NDArray[np.float64]:
+    """Compare fitted helices with true ones, in a field in T.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def fit_offsets(event: Event, pairs: NDArray[np.int64], fits: Fits) -> NDArray[n
     row = particle_rows(truth, matching.leading)
     wanted = matching.best & COMPARISON.passes(truth, kinematics(truth))[row]
     track, row = matching.track[wanted], row[wanted]
-    true = true_helices(truth.particles)[row]
+    true = true_helices(truth.particles, field=field)[row]
     off = fits.fitted[track, : len(ERROR_COLUMNS)] - true[:, : len(ERROR_COLUMNS)]
     off[:, 1] = (off[:, 1] + np.pi) % (2 * np.pi) - np.pi
     pull = off / fits.errors[track]

@@ -10,14 +10,16 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.ensemble_repo.plan import BACKEND, REQUEST, plan_chain, plan_fused, plan_steps
+from tritrack.ensemble_repo.plan import BACKEND, REQUEST, plan_chain, plan_fused, plan_rules, plan_steps
+from tritrack.rules.windows import N_COLUMNS
 from tritrack.stages.card import ENSEMBLE, ensemble_name
-from tritrack.stages.contract import TRACK_LABEL
+from tritrack.stages.contract import CONTRACT_VERSION, TRACK_LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind, Step
+    from tritrack.rules.windows import Rules
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
 
@@ -30,6 +32,7 @@ def model_configs(
     threads: int,
     engine: EngineKind = "onnx",
     fused: bool = False,
+    rules: Rules | None = None,
 ) -> dict[str, Any]:
     """Build the configuration of every model of the repository.
 
@@ -47,21 +50,30 @@ def model_configs(
         What the networks were exported to.
     fused
         Whether the chain in one process is there as well.
+    rules
+        Those of the rule-based finder and of the fit; None for a repository without them.
 
     Returns
     -------
     dict
         ``ModelConfig`` messages by model name: the steps in order, the ensemble of each working point, and
-        that of the default one under the name that goes without saying; then the fused models likewise.
+        that of the default one under the name that goes without saying; then the fused models likewise, and what
+        takes the rules.
     """
-    configs = {
-        step.name: _step_config(step, card, device, threads) for step in plan_steps(card, server, engine)
-    }
+
+    def of_card(step: Step) -> Any:
+        return _step_config(
+            step, sizes=_sizes(card), identity=_identity(card), device=device, threads=threads
+        )
+
+    configs = {step.name: of_card(step) for step in plan_steps(card, server, engine)}
     for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
         configs[name] = _ensemble_config(name, plan_chain(card, server, point, engine), card, point)
     for step in plan_fused(card, engine) if fused else ():
-        configs[step.name] = _step_config(step, card, device, threads)
+        configs[step.name] = of_card(step)
         _set_parameters(configs[step.name], _service(card, step.working_point))
+    if rules is not None:
+        configs |= {step.name: _rules_config(step, rules, threads) for step in plan_rules()}
     return configs
 
 
@@ -77,16 +89,18 @@ def config_text(config: Any) -> str:
     return "max_batch_size: 0\n" + text
 
 
-def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) -> Any:
+def _step_config(
+    step: Step, *, sizes: Mapping[str, int], identity: dict[str, str], device: DeviceKind, threads: int
+) -> Any:
     config = triton.ModelConfig(
         name=step.name,
         backend=step.backend,
-        input=_tensors(triton.ModelInput, step.inputs, card),
-        output=_tensors(triton.ModelOutput, step.outputs, card),
+        input=_tensors(triton.ModelInput, step.inputs, sizes),
+        output=_tensors(triton.ModelOutput, step.outputs, sizes),
         instance_group=[triton.ModelInstanceGroup(count=1, kind=f"KIND_{device.upper()}")],
     )
     if step.backend in ("python", BACKEND):
-        _set_parameters(config, _identity(card) | {"threads": str(threads), "computes": step.computes})
+        _set_parameters(config, identity | {"threads": str(threads), "computes": step.computes})
         if step.working_point is not None:
             _set_parameters(config, {"working_point": step.working_point})
         if device == "gpu":
@@ -98,13 +112,28 @@ def _step_config(step: Step, card: ModelCard, device: DeviceKind, threads: int) 
     return config
 
 
+def _rules_config(step: Step, rules: Rules, threads: int) -> Any:
+    """Configure a model of the rules, which are followed on the CPU whatever the device of the networks."""
+    identity = {
+        "contract_version": str(CONTRACT_VERSION),
+        "card_name": rules.name,
+        "card_sha256": rules.hash,
+    }
+    config = _step_config(
+        step, sizes={"n_columns": N_COLUMNS}, identity=identity, device="cpu", threads=threads
+    )
+    metrics = json.dumps(rules.metrics, sort_keys=True)
+    _set_parameters(config, {"max_hits": str(rules.max_hits), "metrics": metrics})
+    return config
+
+
 def _ensemble_config(name: str, steps: tuple[Step, ...], card: ModelCard, point: WorkingPointName) -> Any:
     """Wire the steps: each takes the latest tensor of a name, and a name that is taken gets the step's prefix."""
     config = triton.ModelConfig(
         name=name,
         platform="ensemble",
-        input=_tensors(triton.ModelInput, REQUEST, card),
-        output=_tensors(triton.ModelOutput, [TRACK_LABEL], card),
+        input=_tensors(triton.ModelInput, REQUEST, _sizes(card)),
+        output=_tensors(triton.ModelOutput, [TRACK_LABEL], _sizes(card)),
     )
     latest = {spec.name: spec.name for spec in REQUEST}
     for step in steps:
@@ -121,13 +150,17 @@ def _ensemble_config(name: str, steps: tuple[Step, ...], card: ModelCard, point:
     return config
 
 
-def _tensors(message: Any, specs: Iterable[TensorSpec], card: ModelCard) -> list[Any]:
-    fixed = {"n_columns": len(card.columns), "d": card.networks.embedding_dim}
+def _sizes(card: ModelCard) -> dict[str, int]:
+    """Return the sizes that the card fixes."""
+    return {"n_columns": len(card.columns), "d": card.networks.embedding_dim}
+
+
+def _tensors(message: Any, specs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> list[Any]:
     return [
         message(
             name=spec.name,
             data_type=f"TYPE_{np_to_triton_dtype(spec.dtype)}",
-            dims=[dim if isinstance(dim, int) else fixed.get(dim, -1) for dim in spec.dims],
+            dims=[dim if isinstance(dim, int) else sizes.get(dim, -1) for dim in spec.dims],
             **({"optional": True} if spec.optional else {}),
         )
         for spec in specs

@@ -1,7 +1,7 @@
 """The adapter between Triton and what runs in Python.
 
 It is copied into the folder of every step of the Python backend, and it is the whole of the backend ``tritrack``,
-whose models bring their configuration, card and engines, and no code.
+whose models bring their configuration, card and engines or rules, and no code.
 """
 
 from __future__ import annotations

@@ -7,8 +7,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tritrack.rules.windows import RULES_FILE
 from tritrack.stages.card import CARD_FILE, FUSED, engine_file, ensemble_name
-from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, STAGES, TRACK_LABEL, StageSpec
+from tritrack.stages.contract import (
+    EVENT_OFFSETS,
+    FIT_STEP,
+    HITS,
+    SERVED_STEPS,
+    STAGES,
+    TRACK_LABEL,
+    StageSpec,
+)
 from tritrack.stages.plan_file import facts_file, plan_file
 
 if TYPE_CHECKING:
@@ -34,6 +43,12 @@ ENTRY_STEP = StageSpec(name="entry", inputs=(HITS,), outputs=(HITS,))
 CHAIN = StageSpec(name="chain", inputs=(HITS,), outputs=(TRACK_LABEL,))
 """The five stages in one process."""
 
+RULE_FINDER = StageSpec(name="rule_finder", inputs=(HITS,), outputs=(TRACK_LABEL,))
+"""The rule-based finder."""
+
+PYTHON_FILES = (CARD_FILE, RULES_FILE)
+"""The version folder of every model that runs in Python holds one of these."""
+
 CUTS_OF_STEP = {
     "graph": ("graph", "radius", "windows", "k"),
     "cut": ("filter_cut",),
@@ -58,7 +73,7 @@ class Step:
     name
         Name of the model: what it computes, and the working point where that matters.
     computes
-        ``entry``, one of the contract's served steps, or ``chain``.
+        ``entry``, one of the contract's served steps, ``chain``, ``rule_finder``, or ``track_fit``.
     working_point
         Whose cuts it takes; None for a step without.
     backend
@@ -116,6 +131,26 @@ def plan_fused(card: ModelCard, engine: EngineKind = "onnx") -> tuple[Step, ...]
             files=files,
         )
         for point in (*card.points, None)
+    )
+
+
+def plan_rules() -> tuple[Step, ...]:
+    """Return the models that take rules and no card: the finder, and the fit of any finder's tracks.
+
+    The fit is no step of the ensembles. Triton leaves out a step whose outputs a request does not ask for, and
+    then the one that gives its inputs, even where the request asks for these.
+    """
+    return tuple(
+        Step(
+            name=spec.name,
+            computes=spec.name,
+            working_point=None,
+            backend=BACKEND,
+            inputs=(*spec.inputs, EVENT_OFFSETS),
+            outputs=spec.outputs,
+            files=(RULES_FILE,),
+        )
+        for spec in (RULE_FINDER, FIT_STEP)
     )
 
 

@@ -6,7 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND_FILE, plan_fused, plan_steps
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND_FILE, plan_fused, plan_rules, plan_steps
+from tritrack.rules.windows import RULES_FILE, read_rules
 from tritrack.stages.card import ENSEMBLE, read_card
 from tritrack.stages.plan_file import plan_file
 
@@ -26,7 +27,14 @@ class RepositoryError(ValueError):
 
 
 def render_repository(
-    *, engines: Path, out: Path, server: ServerKind, device: DeviceKind, threads: int, fused: bool = False
+    *,
+    engines: Path,
+    out: Path,
+    server: ServerKind,
+    device: DeviceKind,
+    threads: int,
+    fused: bool = False,
+    rules: Path | None = None,
 ) -> None:
     """Write the model repository that serves a folder of engines.
 
@@ -45,11 +53,15 @@ def render_repository(
         Threads of each step, at least 1.
     fused
         Write the models of the ``tritrack`` backend, too: the chain in one process.
+    rules
+        Folder with ``rules.json``: write the rule-based finder and the fit, too.
 
     Raises
     ------
     CardError
         Where ``engines`` holds no usable card.
+    RulesError
+        Where ``rules`` holds no usable rules.
     RepositoryError
         Where an engine is missing, TensorRT's shall run on a CPU, ``out`` holds something else, or ``threads`` is no count.
     """
@@ -66,14 +78,25 @@ def render_repository(
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     configs = model_configs(
-        card=card, server=server, device=device, threads=threads, engine=engine, fused=fused
+        card=card,
+        server=server,
+        device=device,
+        threads=threads,
+        engine=engine,
+        fused=fused,
+        rules=None if rules is None else read_rules(rules),
     )
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)
         (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    for step in (*plan_steps(card, server, engine), *(plan_fused(card, engine) if fused else ())):
+    steps = [
+        *plan_steps(card, server, engine),
+        *(plan_fused(card, engine) if fused else ()),
+        *(plan_rules() if rules is not None else ()),
+    ]
+    for step in steps:
         for file in step.files:
-            source = BACKEND_FILE if file == ADAPTER_FILE else engines / file
+            source = _source(file, engines=engines, rules=rules)
             if not source.is_file():
                 shutil.rmtree(fresh)
                 raise RepositoryError(f"{source}: missing, the step {step.name} needs it")
@@ -81,6 +104,13 @@ def render_repository(
     if out.exists():
         shutil.rmtree(out)
     fresh.rename(out)
+
+
+def _source(file: str, *, engines: Path, rules: Path | None) -> Path:
+    """Return where a file of a version folder comes from."""
+    if file == ADAPTER_FILE:
+        return BACKEND_FILE
+    return rules / file if rules is not None and file == RULES_FILE else engines / file
 
 
 def _is_repository(folder: Path) -> bool:

@@ -5,18 +5,34 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tritrack.ensemble_repo.plan import CHAIN, ENTRY_STEP
+from tritrack.ensemble_repo.plan import CHAIN, ENTRY_STEP, RULE_FINDER
+from tritrack.rules.windows import N_COLUMNS, read_rules
 from tritrack.stages.card import read_card
-from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, TRACK_LABEL, check_hits
+from tritrack.stages.contract import (
+    EVENT_OFFSETS,
+    FIT_STEP,
+    FITTED,
+    HITS,
+    SERVED_STEPS,
+    TRACK_LABEL,
+    check_hits,
+    check_labels,
+    in_event,
+)
+from tritrack.stages.packing import join_pack, split_pack
 from tritrack.stages.stage import load_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
+    from tritrack.rules.finder import RuleFinder
+    from tritrack.rules.windows import Rules
     from tritrack.stages.card import ModelCard, WorkingPointName
+    from tritrack.stages.contract import TensorSpec
     from tritrack.stages.pipeline import Pipeline
 
     Tensors = Mapping[str, NDArray[Any]]
@@ -31,11 +47,11 @@ def load_step(
     Parameters
     ----------
     computes
-        One of the contract's served steps, ``entry``, or ``chain``.
+        One of the contract's served steps, ``entry``, ``chain``, ``rule_finder``, or ``track_fit``.
     folder
-        Holds the model card and the engine of each network in it.
+        Holds the model card and the engine of each network in it; of the last two the rules.
     threads
-        Threads of the step.
+        Threads of the step; the rule-based finder and the fit have one.
     working_point
         Whose cuts it takes.
 
@@ -48,6 +64,8 @@ def load_step(
     ------
     CardError
         Where the card, the engine or the working point is missing or does not fit.
+    RulesError
+        Where the rules are missing or cannot be used.
     """
     if computes == ENTRY_STEP.name:
         return partial(_enter, read_card(folder))
@@ -55,6 +73,12 @@ def load_step(
         from tritrack.stages.pipeline import Pipeline  # here: it imports ONNX Runtime
 
         return partial(_find, Pipeline.load(folder, threads=threads, working_point=working_point))
+    if computes == RULE_FINDER.name:
+        from tritrack.rules.finder import RuleFinder  # here: it imports numba
+
+        return partial(_find_by_rules, RuleFinder.load(folder))
+    if computes == FIT_STEP.name:
+        return partial(_fit, read_rules(folder))
     spec = next(spec for spec in SERVED_STEPS if spec.name == computes)
     return load_stage(spec, folder, threads=threads, working_point=working_point)
 
@@ -72,3 +96,34 @@ def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
 
 def _find(chain: Pipeline, tensors: Tensors) -> Outputs:
     return {TRACK_LABEL.name: chain.find(tensors[HITS.name], event_offsets=tensors.get(EVENT_OFFSETS.name))}
+
+
+def _find_by_rules(finder: RuleFinder, tensors: Tensors) -> Outputs:
+    hits, event_offsets = tensors[HITS.name], tensors.get(EVENT_OFFSETS.name)
+    if event_offsets is None:
+        return {TRACK_LABEL.name: finder.find(hits)}
+    check_hits(hits, n_columns=N_COLUMNS, max_hits=finder.rules.max_hits, event_offsets=event_offsets)
+    parts = [finder.find(event[HITS]) for event in split_pack({HITS: hits}, event_offsets, {})]
+    return {TRACK_LABEL.name: join_pack(parts, spec=TRACK_LABEL, event_offsets=event_offsets, sizes={})}
+
+
+def _fit(rules: Rules, tensors: Tensors) -> Outputs:
+    """Fit the tracks of an event, or of each event of a pack, whose rows follow one another."""
+    hits, event_offsets = tensors[HITS.name], tensors.get(EVENT_OFFSETS.name)
+    check_hits(hits, n_columns=N_COLUMNS, max_hits=rules.max_hits, event_offsets=event_offsets)
+    inputs = {HITS: hits, TRACK_LABEL: tensors[TRACK_LABEL.name]}
+    if event_offsets is None:
+        return {FITTED.name: _fit_event(rules, inputs)}
+    parts = []
+    for event, part in enumerate(split_pack(inputs, event_offsets, {})):
+        with in_event(event):
+            parts.append(_fit_event(rules, part))
+    return {FITTED.name: join_pack(parts, spec=FITTED, event_offsets=event_offsets, sizes={})}
+
+
+def _fit_event(rules: Rules, inputs: Mapping[TensorSpec, NDArray[Any]]) -> NDArray[np.float32]:
+    from tritrack.physics.fit import fit_tracks  # here: it imports numba
+
+    hits, labels = inputs[HITS], inputs[TRACK_LABEL]
+    check_labels(labels, n_hits=hits.shape[0])
+    return fit_tracks(hits=hits, labels=labels, layers=rules.layers, field=rules.field).fitted

@@ -2,7 +2,7 @@
 
 A Kalman filter (`tritrack.physics.kalman`) from the outermost hit inwards and on to the point next to the beam line;
 then once more about the helix that it found. It knows scattering, and neither the loss of energy nor a field that is
-not 2 T along z everywhere.
+not the same everywhere, along z.
 """
 
 from __future__ import annotations
@@ -39,9 +39,6 @@ FITTED_COLUMNS = ("pt", "phi", "eta", "d0", "z0", "charge", "chi2", "ndf")
 ERROR_COLUMNS = FITTED_COLUMNS[:5]
 """Quantities that come with an error."""
 
-FIELD = 2.0  # T
-CURVATURE = 2.99792458e-4 * FIELD
-"""Curvature of 1 GeV across the field, in 1/mm."""
 
 _ROUNDS = 3  # each about the helix of the one before; the first about one through three hits
 _PARAMETERS = 5
@@ -79,7 +76,12 @@ class _Track(NamedTuple):
     disk: NDArray[np.bool_]
 
 
-def fit_tracks(*, hits: NDArray[np.float32], labels: NDArray[np.int64], layers: Layers) -> Fits:
+def curvature_unit(field: float) -> float:
+    """Return the curvature of 1 GeV across a field in T, in 1/mm."""
+    return 2.99792458e-4 * field
+
+
+def fit_tracks(*, hits: NDArray[np.float32], labels: NDArray[np.int64], layers: Layers, field: float) -> Fits:
     """Fit a helix to each track of an event.
 
     Parameters
@@ -90,6 +92,8 @@ def fit_tracks(*, hits: NDArray[np.float32], labels: NDArray[np.int64], layers: 
         int64 [n_hits], the track of each hit, counted from 0; -1 for none.
     layers
         The detector: how well each layer measures, and how much it scatters.
+    field
+        Along z, in T, above 0.
 
     Raises
     ------
@@ -116,17 +120,19 @@ def fit_tracks(*, hits: NDArray[np.float32], labels: NDArray[np.int64], layers: 
         scattering=layers.scattering[layer],
         disk=layers.disk[layer],
     )
-    fitted, errors = _fit_all(members, starts)
+    fitted, errors = _fit_all(members, starts, curvature_unit(field))
     return Fits(fitted=fitted.astype(np.float32), errors=errors.astype(np.float32))
 
 
-def true_helices(particles: Particles) -> NDArray[np.float64]:
+def true_helices(particles: Particles, *, field: float) -> NDArray[np.float64]:
     """Return the helix of each charged particle at its point next to the beam line, as the fit has it.
 
     Parameters
     ----------
     particles
         Their vertices and momenta.
+    field
+        Along z, in T, above 0.
 
     Returns
     -------
@@ -134,11 +140,16 @@ def true_helices(particles: Particles) -> NDArray[np.float64]:
         float64 [n_particles, 6], the first six of ``FITTED_COLUMNS``; NaN for neutral particles.
     """
     momentum = particles.momentum.astype(np.float64)
-    return _true_helices(particles.vertex.astype(np.float64), momentum, particles.charge.astype(np.float64))
+    return _true_helices(
+        particles.vertex.astype(np.float64),
+        momentum,
+        particles.charge.astype(np.float64),
+        curvature_unit(field),
+    )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _true_helices(vertex: Floats, momentum: Floats, charge: Floats) -> Floats:
+def _true_helices(vertex: Floats, momentum: Floats, charge: Floats, unit: float) -> Floats:
     helices = np.full((charge.size, 6), np.nan)
     for row in range(charge.size):
         pt = np.hypot(momentum[row, 0], momentum[row, 1])
@@ -146,7 +157,7 @@ def _true_helices(vertex: Floats, momentum: Floats, charge: Floats) -> Floats:
             continue
         slope = momentum[row, 2] / pt
         angle = np.arctan2(momentum[row, 1], momentum[row, 0])
-        circle, s = _from_point(vertex[row, 0], vertex[row, 1], angle, -charge[row] * CURVATURE / pt)
+        circle, s = _from_point(vertex[row, 0], vertex[row, 1], angle, -charge[row] * unit / pt)
         helices[row, 0], helices[row, 1] = pt, np.arctan2(circle.sine, circle.cosine)
         helices[row, 2], helices[row, 3] = np.arcsinh(slope), circle.d0
         helices[row, 4], helices[row, 5] = vertex[row, 2] + s * slope, charge[row]
@@ -154,7 +165,7 @@ def _true_helices(vertex: Floats, momentum: Floats, charge: Floats) -> Floats:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _fit_all(members: _Track, starts: Integers) -> tuple[Floats, Floats]:
+def _fit_all(members: _Track, starts: Integers, unit: float) -> tuple[Floats, Floats]:
     n_tracks = starts.size - 1
     fitted = np.full((n_tracks, 8), np.nan)
     errors = np.full((n_tracks, _PARAMETERS), np.nan)
@@ -167,7 +178,7 @@ def _fit_all(members: _Track, starts: Integers) -> tuple[Floats, Floats]:
         slope = _first_slope(members, circle, first, end)
         chi2 = 0.0
         for _ in range(_ROUNDS):
-            chi2 = _filter(members, first, end, circle, slope, state)
+            chi2 = _filter(members, first, end, circle, slope, state, unit)
             angle = np.arctan2(circle.sine, circle.cosine) + state.value[1]
             circle = Circle(
                 np.cos(angle), np.sin(angle), circle.curvature + state.value[2], circle.d0 + state.value[0]
@@ -176,15 +187,15 @@ def _fit_all(members: _Track, starts: Integers) -> tuple[Floats, Floats]:
         if not (np.isfinite(chi2) and abs(circle.curvature) > STRAIGHT):
             continue
         fitted[track, 6], fitted[track, 7] = chi2, 2 * (end - first) - _PARAMETERS
-        _describe(circle, state, fitted[track], errors[track])
+        _describe(circle, state, fitted[track], errors[track], unit)
     return fitted, errors
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _describe(circle: Circle, state: State, fitted: Floats, errors: Floats) -> None:
+def _describe(circle: Circle, state: State, fitted: Floats, errors: Floats, unit: float) -> None:
     """Write down the helix of a circle and a state at its point next to the beam line, but for its chi2."""
     curvature, slope = circle.curvature, state.value[4]
-    fitted[0] = CURVATURE / abs(curvature)
+    fitted[0] = unit / abs(curvature)
     fitted[1] = np.arctan2(circle.sine, circle.cosine)
     fitted[2] = np.arcsinh(slope)
     fitted[3] = circle.d0
@@ -229,14 +240,16 @@ def _first_slope(members: _Track, circle: Circle, first: int, end: int) -> float
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _filter(members: _Track, first: int, end: int, circle: Circle, slope: float, state: State) -> float:
+def _filter(
+    members: _Track, first: int, end: int, circle: Circle, slope: float, state: State, unit: float
+) -> float:
     """Filter a track inwards, to the point next to the beam line, and return its chi2."""
     value = state.value
     value[:], state.bend[:], state.line[:] = 0.0, 0.0, 0.0
     value[5], _ = on_circle(circle, members.x[first], members.y[first])
     value[3], value[4] = members.z[first], slope
     state.bend[0, 0], state.bend[1, 1] = _VAGUE_PLACE**2, _VAGUE_ANGLE**2
-    state.bend[2, 2] = CURVATURE**2
+    state.bend[2, 2] = unit**2
     state.line[0, 0], state.line[1, 1] = _VAGUE_PLACE**2, (_VAGUE_ANGLE * (1.0 + abs(slope))) ** 2
     chi2 = 0.0
     for hit in range(first, end):

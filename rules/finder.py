@@ -10,7 +10,7 @@ import numpy as np
 from tritrack.rules.cells import make_cells
 from tritrack.rules.grid import geometry_of, sort_hits, steps_of
 from tritrack.rules.tracks import chains, choose, grow
-from tritrack.rules.windows import read_rules
+from tritrack.rules.windows import N_COLUMNS, read_rules
 from tritrack.stages.contract import NO_TRACK, TRACK_LABEL, check_hits
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.rules.windows import Rules
-
-N_COLUMNS = 3
-"""Columns of the hits: x, y, z."""
 
 
 class RuleFinder:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tritrack.events.layers import derive_layers
-from tritrack.physics.fit import CURVATURE
+from tritrack.physics.fit import curvature_unit
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.physics.selection import COMPARISON, TARGETS, kinematics, particle_rows, truth_of
@@ -71,7 +71,13 @@ class Paths(NamedTuple):
 
 
 def derive_rules(
-    sets: Mapping[str, Sequence[Event]], *, name: str, min_pt: float, max_hits: int, on_note: Note
+    sets: Mapping[str, Sequence[Event]],
+    *,
+    name: str,
+    min_pt: float,
+    field: float,
+    max_hits: int,
+    on_note: Note,
 ) -> Rules:
     """Derive rules from sets of events with truth and local measurements.
 
@@ -83,6 +89,8 @@ def derive_rules(
         Of the rules.
     min_pt
         Transverse momentum that tracks are looked for from, in GeV. Below the targets': a track of 1 GeV may look softer.
+    field
+        Of the detector, along z, in T.
     max_hits
         Largest event that the finder will take.
     on_note
@@ -99,10 +107,10 @@ def derive_rules(
     paths = Paths(
         *map(np.concatenate, zip(*(particle_paths(event, layers) for event in events), strict=True))
     )
-    layers = replace(layers, scattering=derive_scattering(paths, layers))
+    layers = replace(layers, scattering=derive_scattering(paths, layers, field=field))
     steps = derive_steps(paths.layer)
     windows = Windows(
-        max_curvature=CURVATURE / min_pt,
+        max_curvature=curvature_unit(field) / min_pt,
         max_z0=max(_spread_of_vertices(event) for event in events),
         max_d0=0.4,
         join=5.0,
@@ -113,7 +121,9 @@ def derive_rules(
         max_holes=2,
         max_shared=2,
     )
-    rules = Rules(name=name, layers=layers, steps=steps, windows=windows, max_hits=max_hits, metrics={})
+    rules = Rules(
+        name=name, layers=layers, field=field, steps=steps, windows=windows, max_hits=max_hits, metrics={}
+    )
     on_note(f"{layers.n} layers, {len(steps)} steps")
     for window, values in CHOICES.items():
         changes: list[dict[str, Any]] = [{window: value} for value in values]
@@ -194,7 +204,7 @@ def derive_steps(layer: NDArray[np.int64]) -> NDArray[np.int64]:
     return steps
 
 
-def derive_scattering(paths: Paths, layers: Layers) -> NDArray[np.float64]:
+def derive_scattering(paths: Paths, layers: Layers, *, field: float) -> NDArray[np.float64]:
     """Return how much each layer scatters, float64 [n_layers] (see `tritrack.events.layers.Layers`).
 
     From the angle across the beam between the ways to a layer and from it, less what the curvature and the resolution
@@ -209,7 +219,7 @@ def derive_scattering(paths: Paths, layers: Layers) -> NDArray[np.float64]:
     for layer in range(layers.n):
         some = (paths.layer[:, 1] == layer) & (paths.pt < SOFT_PT)
         if np.count_nonzero(some) >= MIN_SOFT:
-            turn, blur = _turns(Paths(*(column[some] for column in paths)), layers)
+            turn, blur = _turns(Paths(*(column[some] for column in paths)), layers, field=field)
             kept = np.abs(turn) <= np.quantile(np.abs(turn), CORE)
             spread, blur = np.mean(turn[kept] ** 2), np.mean(blur**2)
             if spread > MIN_VISIBLE * blur:
@@ -223,7 +233,7 @@ def derive_scattering(paths: Paths, layers: Layers) -> NDArray[np.float64]:
     return found
 
 
-def _turns(paths: Paths, layers: Layers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _turns(paths: Paths, layers: Layers, *, field: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the angle by which each path turns at its middle layer besides its curvature, and what resolution makes of it.
 
     Both over the curvature and for a layer crossed at right angles, float64 [n], mm.
@@ -235,7 +245,7 @@ def _turns(paths: Paths, layers: Layers) -> tuple[NDArray[np.float64], NDArray[n
     )
     turn = np.arctan2(y[:, 2] - y[:, 1], x[:, 2] - x[:, 1]) - np.arctan2(y[:, 1] - y[:, 0], x[:, 1] - x[:, 0])
     turn = np.abs((turn + np.pi) % (2 * np.pi) - np.pi)
-    curvature = CURVATURE / paths.pt
+    curvature = curvature_unit(field) / paths.pt
     turn -= curvature * (before + after) / 2
     turn -= np.median(turn)
     # A disk's error in r is one across a track that does not leave along r.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import msgspec
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 RULES_FILE = "rules.json"
+
+N_COLUMNS = 3
+"""Columns of the hits: x, y, z."""
 
 
 class RulesError(ValueError):
@@ -73,6 +77,8 @@ class Rules:
         Of the detector and the events that the rules were derived from.
     layers
         The detector.
+    field
+        Along z, in T.
     steps
         int64 [n_steps, 2], pairs of layers that tracks hit one after the other, or with one between them missed.
     windows
@@ -85,10 +91,34 @@ class Rules:
 
     name: str
     layers: Layers
+    field: float
     steps: NDArray[np.int64]
     windows: Windows
     max_hits: int
     metrics: dict[str, dict[str, float]]
+
+    def to_json(self) -> bytes:
+        """Return the content of ``rules.json``; numbers of layers to 0.1 micrometres."""
+        columns = {f.name: getattr(self.layers, f.name).tolist() for f in fields(Layers)}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        content: dict[str, Any] = {
+            "version": FORMAT_VERSION,
+            "name": self.name,
+            "max_hits": self.max_hits,
+            "field": self.field,
+            "windows": self.windows._asdict(),
+            "metrics": self.metrics,
+            "layers": [
+                {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+            ],
+            "steps": self.steps.tolist(),
+        }
+        return msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+
+    @property
+    def hash(self) -> str:
+        """sha256 of ``rules.json``: names these rules on a server."""
+        return hashlib.sha256(self.to_json()).hexdigest()
 
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,6 +138,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     name: str
     max_hits: int
+    field: Annotated[float, msgspec.Meta(gt=0)]
     windows: dict[str, float]
     metrics: dict[str, dict[str, float]]
     layers: list[_Table]
@@ -115,22 +146,11 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def write_rules(rules: Rules, folder: Path) -> Path:
-    """Write the rules into a folder, as ``rules.json``; numbers of layers to 0.1 micrometres."""
-    columns = {f.name: getattr(rules.layers, f.name).tolist() for f in fields(Layers)}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    content: dict[str, Any] = {
-        "version": FORMAT_VERSION,
-        "name": rules.name,
-        "max_hits": rules.max_hits,
-        "windows": rules.windows._asdict(),
-        "metrics": rules.metrics,
-        "layers": [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
-        "steps": rules.steps.tolist(),
-    }
+    """Write the rules into a folder, as ``rules.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RULES_FILE
     with replacing(path) as partial:
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+        partial.write_bytes(rules.to_json())
     return path
 
 
@@ -165,6 +185,7 @@ def read_rules(folder: Path) -> Rules:
         ),
         steps=steps,
         windows=Windows._make(kinds[name](found.windows[name]) for name in Windows._fields),
+        field=found.field,
         max_hits=found.max_hits,
         metrics=found.metrics,
     )

@@ -26,6 +26,7 @@ from tritrack.service.protocol import (
     translate,
 )
 from tritrack.stages.card import ENSEMBLE, ensemble_name
+from tritrack.stages.contract import FIT_STEP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -71,6 +72,16 @@ class AsyncTrackFinder:
     async def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
         """Find the tracks of one event; see :meth:`TrackFinder.find`."""
         return (await self._find(Pack(events=(make_request(event),))))[0]
+
+    async def fit(self, event: Event | NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Fit a helix to each track of an event; see :meth:`TrackFinder.fit`."""
+        request = make_request(event)
+        inputs = request.fit_inputs(await self._checked_info(request.name), labels)
+
+        async def infer() -> Any:
+            return await self._client.infer(FIT_STEP.name, inputs, client_timeout=self.timeout)
+
+        return request.fitted(await self._call(request.name, infer), labels)
 
     @overload
     def find_many(
@@ -140,12 +151,7 @@ class AsyncTrackFinder:
         await self.close()
 
     async def _find(self, pack: Pack) -> list[NDArray[np.int64]]:
-        info = self._info  # read once: another task may reset it
-        if info is None:
-            info = await self._read_info(pack.name)
-            info.require_fit()
-            self._info = info
-        inputs = pack.inputs(info)
+        inputs = pack.inputs(await self._checked_info(pack.name))
 
         async def infer() -> Any:
             return await self._client.infer(self.model, inputs, client_timeout=self.timeout)
@@ -159,6 +165,14 @@ class AsyncTrackFinder:
             if len(pack.events) == 1:
                 return [error]
         return [found for half in pack.halves() for found in await self._find_each(half)]
+
+    async def _checked_info(self, name: str) -> ServerInfo:
+        info = self._info  # read once: another task may reset it
+        if info is None:
+            info = await self._read_info(name)
+            info.require_fit()
+            self._info = info
+        return info
 
     async def _read_info(self, name: str) -> ServerInfo:
         async def ask(model: str) -> ServerInfo:

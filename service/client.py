@@ -28,6 +28,7 @@ from tritrack.service.protocol import (
     translate,
 )
 from tritrack.stages.card import ENSEMBLE, ensemble_name
+from tritrack.stages.contract import FIT_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -106,6 +107,37 @@ class TrackFinder:
             Where the server cannot answer.
         """
         return self._find(Pack(events=(make_request(event),)))[0]
+
+    def fit(self, event: Event | NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Fit a helix to each track of an event.
+
+        Parameters
+        ----------
+        event
+            As for :meth:`find`.
+        labels
+            int64 [n_hits], as :meth:`find` gives them; the tracks of any finder.
+
+        Returns
+        -------
+        ndarray
+            float32 [n_tracks, 8], row t of label t: pT in GeV, phi, eta, d0 and z0 in mm, charge, chi2 and degrees
+            of freedom, at the point next to the beam line; NaN for a track that no helix fits.
+
+        Raises
+        ------
+        UnavailableError
+            Also where the server has no model ``track_fit``.
+        ServiceError
+            As :meth:`find`.
+        """
+        request = make_request(event)
+        inputs = request.fit_inputs(self._checked_info(request.name), labels)
+
+        def infer() -> Any:
+            return self._client.infer(FIT_STEP.name, inputs, client_timeout=self.timeout)
+
+        return request.fitted(self._call(request.name, infer), labels)
 
     @overload
     def find_many(
@@ -187,12 +219,7 @@ class TrackFinder:
         self.close()
 
     def _find(self, pack: Pack) -> list[NDArray[np.int64]]:
-        info = self._info  # read once: another thread may reset it
-        if info is None:
-            info = self._read_info(pack.name)
-            info.require_fit()
-            self._info = info
-        inputs = pack.inputs(info)
+        inputs = pack.inputs(self._checked_info(pack.name))
 
         def infer() -> Any:
             return self._client.infer(self.model, inputs, client_timeout=self.timeout)
@@ -218,6 +245,14 @@ class TrackFinder:
                 pending.append(pool.submit(self._find_each, pack))
             while pending:
                 yield from accepted(pending.popleft().result(), return_refusals)
+
+    def _checked_info(self, name: str) -> ServerInfo:
+        info = self._info  # read once: another thread may reset it
+        if info is None:
+            info = self._read_info(name)
+            info.require_fit()
+            self._info = info
+        return info
 
     def _read_info(self, name: str) -> ServerInfo:
         def ask(model: str) -> ServerInfo:

@@ -23,10 +23,13 @@ from tritrack.service.errors import (
 from tritrack.stages.contract import (
     CONTRACT_VERSION,
     EVENT_OFFSETS,
+    FITTED,
     HITS,
+    NO_TRACK,
     TRACK_LABEL,
     ContractError,
     check_hits,
+    check_labels,
     check_tensor,
 )
 
@@ -69,19 +72,19 @@ class ServerInfo:
     model
         Name of the ensemble.
     working_point
-        The working point that the ensemble runs at.
+        The working point that the ensemble runs at; None for a model without.
     working_points
         Those that the server has, from the least time to the most tracks.
     metrics
-        What the working point gave on validation events, by name, for each set of events.
+        What the model gave on validation events at this point, by name, for each set of events.
     contract_version
         Version of the tensor contract that it speaks.
     card_name, card_sha256
-        Which model card it serves.
+        Which model card it serves, or which rules.
     n_columns
         Columns of HITS.
     max_hits, max_pairs, max_edges
-        The model's limits.
+        The model's limits; the rule-based finder has the first alone.
     steps
         The ensemble's steps, in order; of the chain in one process, that model itself.
     """
@@ -89,7 +92,7 @@ class ServerInfo:
     url: str
     server_version: str
     model: str
-    working_point: str
+    working_point: str | None
     working_points: tuple[str, ...]
     metrics: dict[str, dict[str, float]]
     contract_version: int
@@ -97,8 +100,8 @@ class ServerInfo:
     card_sha256: str
     n_columns: int
     max_hits: int
-    max_pairs: int
-    max_edges: int
+    max_pairs: int | None
+    max_edges: int | None
     steps: tuple[str, ...]
 
     @property
@@ -118,7 +121,7 @@ class ServerInfo:
         """Raise UnavailableError where the server has no such working point."""
         if working_point not in self.working_points:
             raise UnavailableError(
-                f"{self.url} has no working point {working_point}, it has {', '.join(self.working_points)}"
+                f"{self.url} has no working point {working_point}, it has {', '.join(self.working_points) or 'none'}"
             )
 
 
@@ -166,6 +169,20 @@ class Request:
             hint = "; convert with astype('float32')" if self.hits.dtype != HITS.dtype else ""
             raise EventRefusedError(f"{self.name}: {error}{hint}") from None
 
+    def fit_inputs(self, info: ServerInfo, labels: NDArray[Any]) -> list[Any]:
+        """Check hits and labels and return the tensors of a request for the fit (raises EventRefusedError)."""
+        self.check(info)
+        try:
+            check_labels(labels, n_hits=self.hits.shape[0])
+        except ContractError as error:
+            raise EventRefusedError(f"{self.name}: {error}") from None
+        return [_wire_tensor(HITS, self.hits), _wire_tensor(TRACK_LABEL, labels)]
+
+    def fitted(self, result: Any, labels: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the server's fit, a row for each track, to be written to (raises ServiceError)."""
+        n_tracks = int(labels.max(initial=NO_TRACK)) + 1
+        return np.array(_answer(self.name, result, FITTED, {"n_tracks": n_tracks}))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
@@ -207,14 +224,8 @@ class Pack:
 
     def labels(self, result: Any) -> list[NDArray[np.int64]]:
         """Return the labels of the server's answer for each event, one per hit (raises ServiceError)."""
-        labels = result.as_numpy(TRACK_LABEL.name)
-        if labels is None:
-            raise ServiceError(f"{self.name}: the server's answer holds no {TRACK_LABEL.name}")
         offsets = self._offsets().tolist()
-        try:
-            check_tensor(labels, TRACK_LABEL, {"n_hits": offsets[-1]})
-        except ContractError as error:
-            raise ServiceError(f"{self.name}: the server's answer breaks the contract: {error}") from None
+        labels = _answer(self.name, result, TRACK_LABEL, {"n_hits": offsets[-1]})
         # Copies, which can be written to.
         return [np.array(labels[first:last]) for first, last in pairwise(offsets)]
 
@@ -230,6 +241,18 @@ class Pack:
 def _wire_tensor(spec: TensorSpec, array: NDArray[Any]) -> Any:
     tensor = InferInput(spec.name, list(array.shape), np_to_triton_dtype(spec.dtype))
     return tensor.set_data_from_numpy(array)
+
+
+def _answer(name: str, result: Any, spec: TensorSpec, sizes: dict[str, int]) -> NDArray[Any]:
+    """Return a tensor of the server's answer to the request of that name (raises ServiceError)."""
+    array: NDArray[Any] | None = result.as_numpy(spec.name)
+    if array is None:
+        raise ServiceError(f"{name}: the server's answer holds no {spec.name}")
+    try:
+        check_tensor(array, spec, sizes)
+    except ContractError as error:
+        raise ServiceError(f"{name}: the server's answer breaks the contract: {error}") from None
+    return array
 
 
 def make_packs(events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None) -> Iterator[Pack]:
@@ -347,17 +370,17 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             url=url,
             server_version=metadata.version,
             model=config.name,
-            working_point=values["working_point"],
-            working_points=tuple(values["working_points"].split()),
+            working_point=values.get("working_point"),
+            working_points=tuple(values.get("working_points", "").split()),
             metrics=json.loads(values["metrics"]),
             contract_version=int(values["contract_version"]),
             card_name=values["card_name"],
             card_sha256=values["card_sha256"],
             n_columns=int(config.input[0].dims[1]),
             max_hits=int(values["max_hits"]),
-            max_pairs=int(values["max_pairs"]),
-            max_edges=int(values["max_edges"]),
-            # The chain in one process is a single step.
+            max_pairs=int(values["max_pairs"]) if "max_pairs" in values else None,
+            max_edges=int(values["max_edges"]) if "max_edges" in values else None,
+            # The chain in one process is a single step, and so is the rule-based finder.
             steps=tuple(step.model_name for step in config.ensemble_scheduling.step) or (config.name,),
         )
     except (KeyError, IndexError):

@@ -7,6 +7,7 @@ import math
 import os
 from typing import TYPE_CHECKING
 
+from tritrack.ensemble_repo.plan import PYTHON_FILES
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
@@ -65,7 +66,8 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
         raise ServerStartError(f"{repository}: has no model {missing[0]}, it has {', '.join(there)}")
     if not os.access(SHM, os.W_OK):
         raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
-    free, needed = free_bytes(), len(cards) * STEP_SHM
+    in_python = {path.parent for file in PYTHON_FILES for path in repository.glob(f"*/*/{file}")}
+    free, needed = free_bytes(), len(in_python) * STEP_SHM
     if free < needed:
         raise ServerStartError(
             f"{SHM}: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; {ENLARGE}"

@@ -47,7 +47,7 @@ class TensorSpec:
     dtype
         NumPy dtype.
     dims
-        One entry an axis: a fixed size, or the name of a size (``n_hits``, ``n_columns``, ``n_edges``, ``d``).
+        One entry an axis: a fixed size, or the name of a size (``n_hits``, ``n_columns``, ``n_edges``, ``n_tracks``, ``d``).
     unit
         Unit of the values; "1" where they have none.
     meaning
@@ -138,6 +138,13 @@ TRACK_LABEL = TensorSpec(
     unit="1",
     meaning="track number of each hit, counted from 0 by each track's first hit; -1 where a hit is on no track",
 )
+FITTED = TensorSpec(
+    name="FITTED",
+    dtype=np.dtype(np.float32),
+    dims=("n_tracks", 8),
+    unit="GeV, mm",
+    meaning="helix of each track, row t of label t: pt, phi, eta, d0, z0, charge, chi2, ndf; NaN where none fits",
+)
 
 EMBEDDING_STAGE = StageSpec(name="embedding", inputs=(HITS,), engine=(EMBEDDING,), outputs=(EMBEDDING,))
 GRAPH_STAGE = StageSpec(name="graph", inputs=(HITS, EMBEDDING), outputs=(EDGE_INDEX,))
@@ -149,6 +156,9 @@ LABELLING_STAGE = StageSpec(name="labelling", inputs=(HITS, EDGE_INDEX, EDGE_SCO
 
 STAGES = (EMBEDDING_STAGE, GRAPH_STAGE, FILTER_STAGE, GNN_STAGE, LABELLING_STAGE)
 """The chain, in order."""
+
+FIT_STEP = StageSpec(name="track_fit", inputs=(HITS, TRACK_LABEL), outputs=(FITTED,))
+"""Follows the labelling where a client asks for it."""
 
 SCORE_STEP = StageSpec(
     name="filter", inputs=FILTER_STAGE.inputs, engine=FILTER_STAGE.engine, outputs=FILTER_STAGE.engine
@@ -233,6 +243,22 @@ def check_hits(
                     f"HITS: {last} hits with those of the events before it, the model's limit max_hits is {max_hits}"
                 )
             _check_values(hits[first:last])
+
+
+def check_labels(labels: NDArray[Any], *, n_hits: int) -> None:
+    """Check that TRACK_LABEL labels so many hits, with numbers that so many hits can have.
+
+    Raises
+    ------
+    ContractError
+        Where it does not.
+    """
+    check_tensor(labels, TRACK_LABEL, {"n_hits": n_hits})
+    low, high = labels.min(initial=NO_TRACK), labels.max(initial=NO_TRACK)
+    if low < NO_TRACK or high >= n_hits:
+        raise ContractError(
+            f"TRACK_LABEL: holds {low} to {high}, of {n_hits} hits it is {NO_TRACK} to {n_hits - 1}"
+        )
 
 
 def check_event_offsets(event_offsets: NDArray[Any], *, n_hits: int | None) -> None:

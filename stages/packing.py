@@ -69,7 +69,7 @@ def join_pack(
     """Put the outputs of the events, in order, together to one tensor; its edges count from the pack's first hit."""
     if spec is EDGE_INDEX:
         outputs = [edges + np.int32(first) for edges, first in zip(outputs, event_offsets, strict=False)]
-    axis = next(axis for axis, dim in enumerate(spec.dims) if dim in ("n_hits", "n_edges"))
+    axis = next(axis for axis, dim in enumerate(spec.dims) if dim in ("n_hits", "n_edges", "n_tracks"))
     return np.concatenate([empty_tensor(spec, sizes), *outputs], axis=axis)
 
 

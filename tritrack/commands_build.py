@@ -185,6 +185,7 @@ def tune(
     min_pt: Annotated[
         float, typer.Option(min=0.1, help="Momentum that the rules look for tracks from, in GeV.")
     ] = 0.75,
+    field: Annotated[float, typer.Option(min=0.01, help="The detector's field along the beam, in T.")] = 2.0,
     max_hits: Annotated[
         int, typer.Option(min=1, help="Largest event the rules will take, in hits.")
     ] = 300_000,
@@ -193,9 +194,9 @@ def tune(
     if finder == "rules":
         if (weights, max_z0, max_curvature, max_d0, point, default) != (None,) * 6:
             raise UsageError(
-                "tune: --finder rules takes --validation, --out, --name, --min-pt and --max-hits"
+                "tune: --finder rules takes --validation, --out, --name, --min-pt, --field and --max-hits"
             )
-        _derive_rules(validation, out=out, name=name, min_pt=min_pt, max_hits=max_hits)
+        _derive_rules(validation, out=out, name=name, min_pt=min_pt, field=field, max_hits=max_hits)
         return
     if weights is None:
         raise UsageError("tune: --weights is wanted, the folder of weights to choose cuts for")
@@ -222,7 +223,9 @@ def tune(
     console.print(f"{out}: weights and card of {card.name}")
 
 
-def _derive_rules(validation: list[Path], *, out: Path, name: str, min_pt: float, max_hits: int) -> None:
+def _derive_rules(
+    validation: list[Path], *, out: Path, name: str, min_pt: float, field: float, max_hits: int
+) -> None:
     from tritrack.events.source import read_all
     from tritrack.rules.tuning import derive_rules
     from tritrack.rules.windows import write_rules
@@ -230,7 +233,9 @@ def _derive_rules(validation: list[Path], *, out: Path, name: str, min_pt: float
     if len({folder.name for folder in validation}) < len(validation):
         raise UsageError("tune: two folders of --validation have one name; their metrics go by it")
     sets = {folder.name: list(read_all([folder])) for folder in validation}
-    rules = derive_rules(sets, name=name, min_pt=min_pt, max_hits=max_hits, on_note=console.print)
+    rules = derive_rules(
+        sets, name=name, min_pt=min_pt, field=field, max_hits=max_hits, on_note=console.print
+    )
     console.print(f"{write_rules(rules, out)}: rules {rules.name}", markup=False)
 
 
@@ -310,9 +315,14 @@ def repository(
     fused: Annotated[
         bool, typer.Option("--fused", help="Write the chain in one process, too: track_finder_fused.")
     ] = False,
+    rules: Annotated[
+        Path | None, typer.Option(help="Folder of rules: write the rule-based finder and the fit, too.")
+    ] = None,
 ) -> None:
     """Write the Triton model repository of a folder of engines."""
     from tritrack.ensemble_repo.render import render_repository
 
-    render_repository(engines=engines, out=out, server=server, device=device, threads=threads, fused=fused)
+    render_repository(
+        engines=engines, out=out, server=server, device=device, threads=threads, fused=fused, rules=rules
+    )
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")

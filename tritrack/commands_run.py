@@ -130,7 +130,10 @@ def find(
     if (url is None) != local:
         raise UsageError("find: give either --url HOST:PORT or --local")
     if finder == "rules" and (not local or working_point is not None):
-        raise UsageError("find: --finder rules runs with --local, and has no working points")
+        raise UsageError(
+            "find: --finder rules runs with --local, and has no working points; on a server it is "
+            "--model rule_finder"
+        )
     try:
         check_track_file(out)
     except EventError as error:

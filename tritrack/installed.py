@@ -61,7 +61,11 @@ def describe_server(url: str, *, model: str) -> dict[str, Any]:
         "server contract version": info.contract_version,
         "server card": info.card_name,
         "server card sha256": info.card_sha256,
-        "server limits": {name: getattr(info, name) for name in ("max_hits", "max_pairs", "max_edges")},
+        "server limits": {
+            name: limit
+            for name in ("max_hits", "max_pairs", "max_edges")
+            if (limit := getattr(info, name)) is not None
+        },
         "this client fits": info.fits,
     }
 

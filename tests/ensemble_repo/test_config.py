@@ -16,7 +16,20 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import BACKEND, CUTS_OF_STEP, REQUEST, plan_chain, plan_fused, plan_steps
+from tritrack.ensemble_repo.plan import (
+    BACKEND,
+    CUTS_OF_STEP,
+    REQUEST,
+    RULE_FINDER,
+    Step,
+    plan_chain,
+    plan_fused,
+    plan_rules,
+    plan_steps,
+)
+from tritrack.events.layers import Layers
+from tritrack.rules.windows import Rules
+from tritrack.rules.windows import Windows as RuleWindows
 from tritrack.stages.card import (
     ENSEMBLE,
     FUSED,
@@ -28,7 +41,16 @@ from tritrack.stages.card import (
     WorkingPoint,
     ensemble_name,
 )
-from tritrack.stages.contract import CONTRACT_VERSION, SERVED_STEPS, STAGES, TRACK_LABEL
+from tritrack.stages.contract import (
+    CONTRACT_VERSION,
+    EVENT_OFFSETS,
+    FIT_STEP,
+    FITTED,
+    HITS,
+    SERVED_STEPS,
+    STAGES,
+    TRACK_LABEL,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 UPDATE = "TRITRACK_UPDATE_REFERENCE"
@@ -50,13 +72,34 @@ CARD = ModelCard(
     limits=Limits(max_hits=200_000, max_pairs=5_000_000, max_edges=1_000_000),
     sha256={},
 )
+RULES = Rules(
+    name="reference",
+    layers=Layers(**{f.name: np.zeros(2, dtype=bool if f.name == "disk" else float) for f in fields(Layers)}),
+    field=2.0,
+    steps=np.array([[0, 1]]),
+    windows=RuleWindows(
+        max_curvature=8e-4,
+        max_z0=200.0,
+        max_d0=0.4,
+        join=6.0,
+        follow=30.0,
+        min_layers=4,
+        long=7,
+        max_chi2=2.0,
+        max_holes=2,
+        max_shared=2,
+    ),
+    max_hits=100_000,
+    metrics={"pileup 200": {"efficiency_targets": 0.9}},
+)
 ENSEMBLES = {ensemble_name(point): point for point in CARD.points} | {ENSEMBLE: CARD.default}
 FUSED_MODELS = {ensemble_name(point, ensemble=FUSED): point for point in CARD.points} | {FUSED: CARD.default}
+OF_RULES = {step.name: step for step in plan_rules()}
 COMBINATIONS = list(itertools.product(["embedded", "container"], ["cpu", "gpu"]))
 
 
 def rendered(server: Any, device: Any) -> dict[str, str]:
-    configs = model_configs(card=CARD, server=server, device=device, threads=2, fused=True)
+    configs = model_configs(card=CARD, server=server, device=device, threads=2, fused=True, rules=RULES)
     return {name: config_text(config) for name, config in configs.items()}
 
 
@@ -88,12 +131,13 @@ def test_configurations_are_the_reference(server: str, device: str) -> None:
 
 @pytest.mark.parametrize(("server", "device"), COMBINATIONS)
 def test_parsed_back_every_tensor_is_the_contracts(server: Any, device: str) -> None:
-    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8, "n_events + 1": -1}
+    sizes = {"n_hits": -1, "n_edges": -1, "n_columns": 3, "d": 8, "n_events + 1": -1, "n_tracks": -1}
     texts = rendered(server, device)
     steps = plan_steps(CARD, server)
-    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES, *FUSED_MODELS]
+    assert list(texts) == [*(step.name for step in steps), *ENSEMBLES, *FUSED_MODELS, *OF_RULES]
     wanted = {step.name: (step.inputs, step.outputs) for step in steps}
-    wanted |= dict.fromkeys([*ENSEMBLES, *FUSED_MODELS], (REQUEST, (TRACK_LABEL,)))
+    wanted |= dict.fromkeys([*ENSEMBLES, *FUSED_MODELS, RULE_FINDER.name], (REQUEST, (TRACK_LABEL,)))
+    wanted[FIT_STEP.name] = ((HITS, TRACK_LABEL, EVENT_OFFSETS), (FITTED,))
     for name, text in texts.items():
         assert re.search(r"^max_batch_size: 0$", text, re.MULTILINE)
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -162,6 +206,25 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         assert values["working_point"] == point
         assert values["working_points"] == "fast balanced best"
         assert json.loads(values["metrics"]) == CARD.point(point).metrics
+
+
+@pytest.mark.parametrize("step", plan_rules(), ids=lambda step: step.name)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_rules_run_on_the_cpu(device: Any, step: Step) -> None:
+    configs = model_configs(card=CARD, server="embedded", device=device, threads=2, rules=RULES)
+    config = configs[step.name]
+    values = {key: value.string_value for key, value in config.parameters.items()}
+    assert config.backend == step.backend
+    assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+    assert values == {
+        "contract_version": str(CONTRACT_VERSION),
+        "card_name": RULES.name,
+        "card_sha256": RULES.hash,
+        "threads": "2",
+        "computes": step.computes,
+        "max_hits": "100000",
+        "metrics": json.dumps(RULES.metrics),
+    }
 
 
 @pytest.mark.parametrize(("server", "first"), [("embedded", []), ("container", ["entry"])])

@@ -11,6 +11,8 @@ from tritrack.ensemble_repo.config import model_configs
 from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_fused, plan_steps
 from tritrack.ensemble_repo.render import RepositoryError, render_repository
 from tritrack.ensemble_repo.steps import load_step
+from tritrack.rules.finder import RuleFinder
+from tritrack.rules.windows import RulesError
 from tritrack.stages.card import ENSEMBLE, CardError, ensemble_name, read_card
 from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, TRACK_LABEL, ContractError
 from tritrack.stages.engine import OnnxEngine
@@ -60,6 +62,26 @@ def test_fused_models_hold_no_code(small_engines: Path, tmp_path: Path) -> None:
         )
         expected = Pipeline.load(small_engines, threads=2, working_point=model.working_point).find(hits)
         np.testing.assert_array_equal(found["TRACK_LABEL"], expected)
+
+
+def test_the_rule_finder_holds_rules_and_no_code(
+    small_engines: Path, rules_folder: Path, tmp_path: Path, draw_helices: Any
+) -> None:
+    out = tmp_path / "repository"
+    render(small_engines, out, rules=rules_folder)
+    folder = out / "rule_finder" / "1"
+    assert [path.name for path in folder.iterdir()] == ["rules.json"]
+    assert (folder / "rules.json").read_bytes() == (rules_folder / "rules.json").read_bytes()
+    hits = draw_helices(n=50, pt=2.0, seed=5, scattering=True).hits
+    found = load_step("rule_finder", folder, threads=1)({"HITS": hits})["TRACK_LABEL"]
+    np.testing.assert_array_equal(found, RuleFinder.load(rules_folder).find(hits))
+    assert found.max() > 30
+
+
+def test_rules_that_cannot_be_used_leave_nothing(small_engines: Path, tmp_path: Path) -> None:
+    with pytest.raises(RulesError, match=r"no rules\.json there"):
+        render(small_engines, tmp_path / "repository", rules=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -8,8 +8,11 @@ import pytest
 pytest.importorskip("numba")
 
 from tritrack.events.event import Particles
-from tritrack.physics.fit import CURVATURE, FITTED_COLUMNS, fit_tracks, true_helices
+from tritrack.physics.fit import FITTED_COLUMNS, curvature_unit, fit_tracks, true_helices
 from tritrack.physics.selection import PhysicsError
+
+FIELD = 2.0  # T, that ``draw_helices`` has
+CURVATURE = curvature_unit(FIELD)
 
 
 def offsets(fits, true):
@@ -25,7 +28,7 @@ def test_pulls_and_chi2(draw_helices, barrel, pt, scattering):
     n = 400
     layers = barrel if scattering else replace(barrel, scattering=np.zeros(barrel.n))
     drawn = draw_helices(n=n, pt=pt, seed=7, scattering=scattering)
-    fits = fit_tracks(hits=drawn.hits, labels=drawn.particle, layers=layers)
+    fits = fit_tracks(hits=drawn.hits, labels=drawn.particle, layers=layers, field=FIELD)
     assert fits.fitted.dtype == fits.errors.dtype == np.float32
     assert fits.fitted.shape == (n, len(FITTED_COLUMNS))
     pulls = offsets(fits, drawn.true) / fits.errors
@@ -38,7 +41,7 @@ def test_pulls_and_chi2(draw_helices, barrel, pt, scattering):
 
 def test_resolution_is_that_of_the_detector(draw_helices, barrel):
     drawn = draw_helices(n=400, pt=1.0, seed=3, scattering=True)
-    fits = fit_tracks(hits=drawn.hits, labels=drawn.particle, layers=barrel)
+    fits = fit_tracks(hits=drawn.hits, labels=drawn.particle, layers=barrel, field=FIELD)
     pt, phi, eta, d0, z0 = offsets(fits, drawn.true).std(axis=0)
     # Two pixel layers 32 and 72 mm away and 2.5 mm x curvature of scattering: by hand, 0.05 mm and 1.5 mrad.
     assert 0.004 < pt < 0.012
@@ -51,13 +54,13 @@ def test_resolution_is_that_of_the_detector(draw_helices, barrel):
 def test_rows_belong_to_labels_and_the_order_of_hits_does_not_matter(draw_helices, barrel):
     drawn = draw_helices(n=20, pt=2.0, seed=4, scattering=True)
     labels = np.where(drawn.particle == 5, -1, drawn.particle)
-    fits = fit_tracks(hits=drawn.hits, labels=labels, layers=barrel)
+    fits = fit_tracks(hits=drawn.hits, labels=labels, layers=barrel, field=FIELD)
     assert np.isnan(fits.fitted[5]).all()
     assert np.isnan(fits.errors[5]).all()
     others = np.arange(20) != 5
     np.testing.assert_allclose(fits.fitted[others, 3], drawn.true[others, 3], atol=0.3)
     order = np.random.default_rng(1).permutation(len(labels))
-    again = fit_tracks(hits=drawn.hits[order], labels=labels[order], layers=barrel)
+    again = fit_tracks(hits=drawn.hits[order], labels=labels[order], layers=barrel, field=FIELD)
     np.testing.assert_array_equal(fits.fitted, again.fitted)
 
 
@@ -67,7 +70,7 @@ def test_short_and_impossible_tracks_are_nan(barrel):
         dtype=np.float32,
     )
     labels = np.array([0, 0, 1, 1, 2, 2, 2, 3, 3, 3])
-    fits = fit_tracks(hits=hits, labels=labels, layers=barrel)
+    fits = fit_tracks(hits=hits, labels=labels, layers=barrel, field=FIELD)
     assert fits.fitted.shape == (4, 8)
     assert np.isnan(fits.fitted).all()
 
@@ -76,14 +79,17 @@ def test_a_straight_track_has_a_momentum_or_none_at_all(barrel):
     """No infinity: it is either so stiff that the resolution allows it, or exactly straight, which is no fit."""
     r = (barrel.r_low + barrel.r_high) / 2
     hits = np.stack([r, np.zeros_like(r), np.zeros_like(r)], axis=1).astype(np.float32)
-    fits = fit_tracks(hits=hits, labels=np.zeros(10, dtype=np.int64), layers=barrel)
+    fits = fit_tracks(hits=hits, labels=np.zeros(10, dtype=np.int64), layers=barrel, field=FIELD)
     assert not np.isinf(fits.fitted).any()
 
 
 def test_no_hits_and_no_tracks(barrel):
     for n in (0, 3):
         fits = fit_tracks(
-            hits=np.zeros((n, 3), dtype=np.float32), labels=np.full(n, -1, dtype=np.int64), layers=barrel
+            hits=np.zeros((n, 3), dtype=np.float32),
+            labels=np.full(n, -1, dtype=np.int64),
+            layers=barrel,
+            field=FIELD,
         )
         assert fits.fitted.shape == (0, 8)
         assert fits.errors.shape == (0, 5)
@@ -91,7 +97,12 @@ def test_no_hits_and_no_tracks(barrel):
 
 def test_labels_must_be_one_a_hit(barrel):
     with pytest.raises(PhysicsError, match="fit: 2 labels for 3 hits"):
-        fit_tracks(hits=np.zeros((3, 3), dtype=np.float32), labels=np.zeros(2, dtype=np.int64), layers=barrel)
+        fit_tracks(
+            hits=np.zeros((3, 3), dtype=np.float32),
+            labels=np.zeros(2, dtype=np.int64),
+            layers=barrel,
+            field=FIELD,
+        )
 
 
 def test_true_helices():
@@ -103,7 +114,7 @@ def test_true_helices():
         momentum=np.array([[2, 0, 2], [1, 0, 0.5], [1, 0, 0]], dtype=np.float32),
         primary=np.ones(3, dtype=np.bool_),
     )
-    pt, phi, eta, d0, z0, charge = true_helices(particles).T
+    pt, phi, eta, d0, z0, charge = true_helices(particles, field=FIELD).T
     np.testing.assert_allclose(
         (pt[0], phi[0], eta[0], d0[0], z0[0], charge[0]), (2, 0, np.arcsinh(1), 3, 5, 1)
     )
@@ -111,4 +122,4 @@ def test_true_helices():
     assert d0[1] == pytest.approx(np.hypot(1 / CURVATURE, 100) - 1 / CURVATURE, rel=1e-6)
     assert phi[1] == pytest.approx(-np.arctan(100 * CURVATURE), rel=1e-6)
     assert z0[1] == pytest.approx(20 - 0.5 * np.arctan(100 * CURVATURE) / CURVATURE, rel=1e-6)
-    assert np.isnan(true_helices(particles)[2]).all()
+    assert np.isnan(true_helices(particles, field=FIELD)[2]).all()

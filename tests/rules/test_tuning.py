@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("numba")
 
 from tritrack.events.source import read_all
-from tritrack.physics.fit import CURVATURE
+from tritrack.physics.fit import curvature_unit
 from tritrack.rules import tuning
 from tritrack.rules.tuning import Paths, derive_rules, derive_scattering, derive_steps
 from tritrack.rules.windows import RulesError
@@ -27,13 +27,13 @@ def test_scattering_is_found_again(draw_helices, barrel):
         position=position[:, three].reshape(-1, 3, 3),
         pt=np.full(8 * 3000, 0.8),
     )
-    np.testing.assert_allclose(derive_scattering(paths, barrel), barrel.scattering, rtol=0.12)
+    np.testing.assert_allclose(derive_scattering(paths, barrel, field=2.0), barrel.scattering, rtol=0.12)
 
 
 def test_too_few_tracks_show_no_scattering(barrel):
     paths = Paths(layer=np.empty((0, 3), dtype=np.int64), position=np.empty((0, 3, 3)), pt=np.empty(0))
     with pytest.raises(RulesError, match="fewer than 100 soft tracks in each layer"):
-        derive_scattering(paths, barrel)
+        derive_scattering(paths, barrel, field=2.0)
 
 
 def test_steps_are_what_enough_particles_take():
@@ -52,12 +52,13 @@ def test_rules_from_the_sample_events(monkeypatch):
         {"samples": list(read_all([SAMPLES]))},
         name="samples",
         min_pt=0.75,
+        field=2.0,
         max_hits=100_000,
         on_note=notes.append,
     )
     assert rules.layers.n == 48
     assert rules.layers.pixel.sum() == 18
-    assert rules.windows.max_curvature == pytest.approx(CURVATURE / 0.75)
+    assert rules.windows.max_curvature == pytest.approx(curvature_unit(2.0) / 0.75)
     assert 100 < rules.windows.max_z0 < 300
     assert rules.windows.follow == 20.0
     assert 1.5 < rules.layers.scattering.min() <= rules.layers.scattering.max() < 5

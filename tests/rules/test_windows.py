@@ -18,7 +18,8 @@ def test_rules_come_back(barrel_rules, tmp_path):
     back = read_rules(tmp_path / "new")
     assert back.windows == barrel_rules.windows
     assert [type(value) for value in back.windows] == [type(value) for value in barrel_rules.windows]
-    assert (back.name, back.max_hits, back.metrics) == ("barrel", 5000, barrel_rules.metrics)
+    assert back.hash == barrel_rules.hash
+    assert (back.name, back.field, back.max_hits, back.metrics) == ("barrel", 2.0, 5000, barrel_rules.metrics)
     np.testing.assert_array_equal(back.steps, barrel_rules.steps)
     for field in fields(Layers):
         wanted, found = getattr(barrel_rules.layers, field.name), getattr(back.layers, field.name)
@@ -34,6 +35,7 @@ def test_rules_come_back(barrel_rules, tmp_path):
         ({"steps": [[0, 10]]}, r"steps between layers that the file lacks \(10 layers\)"),
         ({"layers": []}, r"steps between layers that the file lacks \(0 layers\)"),
         ({"layers": "none"}, r"Expected `array`, got `str` - at `\$.layers`"),
+        ({"field": 0.0}, r"Expected `float` > 0.0 - at `\$.field`"),
         ({"more": 1}, "unknown field `more`"),
     ],
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.stages.contract import EVENT_OFFSETS, STAGES, TensorSpec
+from tritrack.stages.contract import EVENT_OFFSETS, FIT_STEP, STAGES, TRACK_LABEL, TensorSpec
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
+STEPS = (*STAGES, FIT_STEP)
 LIGHT = ("contract", "card", "plan_file")
 """The modules of stages that want neither torch nor ONNX Runtime."""
 
@@ -22,7 +23,7 @@ def rows_of(marker: str) -> list[str]:
 
 
 def stages_with(spec: TensorSpec, kind: str) -> str:
-    return ", ".join(stage.name for stage in STAGES if spec in getattr(stage, kind))
+    return ", ".join(stage.name for stage in STEPS if spec in getattr(stage, kind))
 
 
 def row(spec: TensorSpec) -> str:
@@ -30,7 +31,9 @@ def row(spec: TensorSpec) -> str:
     inside = stages_with(spec, "engine") + " (inside)"
     given, taken = stages_with(spec, "outputs"), stages_with(spec, "inputs")
     if spec is EVENT_OFFSETS:
-        taken = "all stages"
+        taken = "all of them"
+    if spec is TRACK_LABEL:
+        taken += ", the client"
     if not given and not taken:  # it stays between a stage's network and what follows it there
         given = taken = inside
     cells = [
@@ -63,7 +66,7 @@ def imported(package: str) -> set[str]:
 
 def test_the_table_of_tensors_is_the_contract() -> None:
     tensors = dict.fromkeys(
-        spec for stage in STAGES for specs in (stage.inputs, stage.engine, stage.outputs) for spec in specs
+        spec for stage in STEPS for specs in (stage.inputs, stage.engine, stage.outputs) for spec in specs
     )
     assert rows_of("tensors") == [row(spec) for spec in (*tensors, EVENT_OFFSETS)]
 
