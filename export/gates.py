@@ -158,9 +158,7 @@ def deviation_of(
     return deviation / max(float(np.abs(wanted).max()), 1e-30) if relative else deviation
 
 
-def gate_graph(
-    *, network: nn.Module, radius: float, windows: Windows, cases: Sequence[Case]
-) -> list[GateResult]:
+def gate_graph(*, embed: Engine, radius: float, windows: Windows, cases: Sequence[Case]) -> list[GateResult]:
     """Compare the radius search with a comparison of every hit with every other, and the chains with plain ones."""
     results = []
     alone = replace(windows, min_chain=1)
@@ -168,7 +166,7 @@ def gate_graph(
         # From all over the event: hits come sorted by module.
         n_hits = min(case.hits.shape[0], _BRUTE_FORCE_HITS)
         hits = np.random.default_rng(0).choice(case.hits, n_hits, replace=False)
-        embedding = run_network(network, hits)
+        embedding = embed(hits)
         found = radius_graph(hits, embedding, radius=radius, windows=alone, max_pairs=n_hits**2)
         wanted, distance = radius_pairs(hits, embedding, radius=radius, windows=alone)
         inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
@@ -187,9 +185,8 @@ def gate_graph(
         )
         # Chains need neighbours: a wedge of the event.
         hits = case.hits[np.argsort(np.arctan2(case.hits[:, 1], case.hits[:, 0]), kind="stable")[:n_hits]]
-        pairs = radius_graph(
-            hits, run_network(network, hits), radius=radius, windows=alone, max_pairs=n_hits**2
-        )[:, :_BRUTE_FORCE_PAIRS]
+        pairs = radius_graph(hits, embed(hits), radius=radius, windows=alone, max_pairs=n_hits**2)
+        pairs = pairs[:, :_BRUTE_FORCE_PAIRS]
         differ = in_chains(hits, pairs, windows=windows) != chained_pairs(hits, pairs, windows=windows)
         results.append(
             GateResult(
