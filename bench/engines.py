@@ -229,9 +229,6 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Yield every engine, ready to run or with what it lacks; the first is the reference."""
 
-    def compiled_network(spec: StageSpec) -> Engine:
-        return partial(run_network, torch.compile(networks[spec.name], dynamic=True))  # type: ignore[arg-type]
-
     def naive(spec: StageSpec) -> Engine:
         return in_onnx(joined_network(networks[spec.name]), spec, card, rendering=SUM, threads=threads)
 
@@ -244,14 +241,22 @@ def candidates(
 
     ready = partial(load_candidate, networks=networks, card=card)
     yield ready(Candidate(name=REFERENCE), lambda spec: partial(run_network, networks[spec.name]))
-    yield _compiled(compiled_network, ready=ready, wanted=compiled)
+    yield compiled_candidate(lambda spec: compile_network(networks[spec.name]), ready=ready, wanted=compiled)
     yield ready(Candidate(name="onnx, plain export"), naive)
     yield ready(Candidate(name="onnx"), ours)
     yield ready(Candidate(name="onnx, fp16", precision="fp16"), half)
     yield _tensorrt(plans, ready=ready, card=card, threads=threads)
 
 
-def _compiled(load: Loader, *, ready: Callable[[Candidate, Loader], Candidate], wanted: bool) -> Candidate:
+def compile_network(network: nn.Module) -> Engine:
+    """Return a network that torch compiles at its first call, for events of all sizes."""
+    return partial(run_network, torch.compile(network, dynamic=True))  # type: ignore[arg-type]
+
+
+def compiled_candidate(
+    load: Loader, *, ready: Callable[[Candidate, Loader], Candidate], wanted: bool
+) -> Candidate:
+    """Return the compiled networks, or why the compiler does not give them."""
     name = "torch.compile"
     if not wanted:
         return Candidate(name=name, missing="left out: --no-compile")

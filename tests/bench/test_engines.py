@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tritrack.bench.engines import Time
+from tritrack.bench.engines import Time, compile_network, compiled_candidate, load_candidate
 from tritrack.bench.naive import SUM, joined_network
 from tritrack.bench.quantiles import quantile
 from tritrack.events.parquet import event_file, write_event
@@ -95,11 +96,41 @@ def test_every_engine_takes_its_turn(run, small_event):
 
 
 @pytest.mark.slow
-def test_what_the_compiler_gives_is_measured_or_said_to_fail(run):
-    found = run()
-    row = next(row for row in found["engines"] if row["engine"] == "torch.compile")
-    n_times = sum(time["engine"] == "torch.compile" for time in found["times"])
-    assert n_times == (4 if row["missing"] is None else 0)
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.:DeprecationWarning"
+)  # torch's compiler imports what torch deprecates
+def test_a_compiled_network_is_the_network(small_weights):
+    _, networks = load_weights(small_weights)
+    hits = drawn_cases()[6].hits
+    wanted = run_network(networks["embedding"], hits)
+    np.testing.assert_allclose(compile_network(networks["embedding"])(hits), wanted, atol=1e-5)
+
+
+def test_a_compiler_that_fails_is_a_row_that_says_why(small_weights):
+    card, networks = load_weights(small_weights)
+
+    def load(spec):
+        raise RuntimeError("no compiler here\nat all")
+
+    ready = partial(load_candidate, networks=networks, card=card)
+    row = compiled_candidate(load, ready=ready, wanted=True).to_json()
+    assert row["missing"] == "RuntimeError: no compiler here"
+    assert compiled_candidate(load, ready=ready, wanted=False).missing == "left out: --no-compile"
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"), [(lambda out: out, False), (lambda out: out + np.float32(1e-3), True)]
+)
+def test_an_engine_that_fails_its_gates_is_not_measured(small_weights, change, missing):
+    card, networks = load_weights(small_weights)
+
+    def load(spec):
+        return lambda *inputs: change(run_network(networks[spec.name], *inputs))
+
+    ready = partial(load_candidate, networks=networks, card=card)
+    candidate = compiled_candidate(load, ready=ready, wanted=True)
+    assert (candidate.missing is not None) is missing
+    assert list(candidate.gate) == ([] if missing else list(NETWORKS))
 
 
 def test_engines_of_other_weights_are_refused(small_weights, tmp_path):
