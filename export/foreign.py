@@ -19,7 +19,7 @@ from tritrack.export.gates import (
 )
 from tritrack.export.network import model_props
 from tritrack.stages.card import CardError, NetworkName
-from tritrack.stages.contract import EDGE_INDEX, EMBEDDING, HITS
+from tritrack.stages.contract import EDGE_INDEX, EMBEDDING, FILTER_STAGE, HITS
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.weights import load_weights
 
@@ -264,6 +264,9 @@ def _orders(case: Case, *, spec: StageSpec) -> list[_Order]:
     edges = case.edge_index[spec.name]
     same, pairs = np.arange(edges.shape[1]), rng.permutation(edges.shape[1])
     place = np.argsort(hits).astype(np.int32)  # where each hit has gone
+    linked, number = np.unique(edges, return_inverse=True)
+    number = number.reshape(edges.shape).astype(np.int32)
+    half = np.ascontiguousarray(edges[:, ::2])
     return [
         _Order(what="the same again", inputs=[case.hits, edges], rows=same),
         _Order(
@@ -272,6 +275,13 @@ def _orders(case: Case, *, spec: StageSpec) -> list[_Order]:
             rows=pairs,
         ),
         _Order(what="hits in another order", inputs=[case.hits[hits], place[edges]], rows=same),
+        # The chain does both: a hit without a pair changes no score, and the filter sees its pairs in pieces.
+        _Order(what="hits without a pair left out", inputs=[case.hits[linked], number], rows=same),
+        *(
+            [_Order(what="half of the pairs", inputs=[case.hits, half], rows=same[::2])]
+            if spec is FILTER_STAGE
+            else []
+        ),
     ]
 
 
@@ -303,7 +313,7 @@ def gate_foreign(
     -------
     list of GateResult
         Of each case: the same again, to the last bit; and within the stage's tolerance in float32 with the pairs,
-        and with the hits, in another order.
+        and with the hits, in another order, without the hits that have no pair, and of a filter with half of the pairs.
 
     Raises
     ------

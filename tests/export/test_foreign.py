@@ -121,7 +121,7 @@ def test_what_fits_speaks_the_contract_and_passes(foreign, tmp_path, text, stage
     cases = drawn_cases()
     results = gate_foreign(engine, spec=NETWORKS["gnn"], card=given.card, cases=cases)
     require(results)
-    assert len(results) == 3 * len(cases)
+    assert len(results) == 4 * len(cases)
     for case in cases:
         found = engine(case.hits, case.edge_index["gnn"])
         np.testing.assert_allclose(found, expected(case.hits, case.edge_index["gnn"]), atol=1e-4)
@@ -199,6 +199,26 @@ def test_gates_tell(foreign, tmp_path, body, output, sigmoid, error, sentence):
     engine = load(given, tmp_path)
     with pytest.raises(error, match=f"^gnn: .*{sentence}"):
         require(gate_foreign(engine, spec=NETWORKS["gnn"], card=given.card, cases=drawn_cases()))
+
+
+def test_hits_without_a_pair(foreign, tmp_path):
+    """Scores that depend on the number of hits depend on those that the chain leaves out."""
+    body = (
+        BODY
+        + "count = Cast <to = 1> (n)\n thousandth = Mul (count, metre)\n crowded = Add (logits, thousandth)\n"
+    )
+    given = foreign(gnn_text(gives="float[e] crowded", body=body), gnn_stage(output="crowded"))
+    with pytest.raises(GateError, match="'hits without a pair left out, "):
+        require(
+            gate_foreign(load(given, tmp_path), spec=NETWORKS["gnn"], card=given.card, cases=drawn_cases())
+        )
+
+
+def test_a_filter_that_looks_at_other_pairs(foreign, tmp_path):
+    given = foreign(name="filter")
+    engine = load(given, tmp_path, name="filter")
+    with pytest.raises(GateError, match=r"^filter: .*'half of the pairs, "):
+        require(gate_foreign(engine, spec=NETWORKS["filter"], card=given.card, cases=drawn_cases()))
 
 
 def test_hits_in_another_order(foreign, tmp_path):
