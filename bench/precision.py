@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tritrack.events.event import Event
+    from tritrack.export.edge_sum import Rendering
     from tritrack.physics.metrics import Report
     from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
@@ -54,19 +55,27 @@ def chains(
         engines: dict[str, Engine] = {name: partial(run_network, network) for name, network in typed.items()}
         if library == "onnx":
             engines = {
-                spec.name: _in_onnx(typed[spec.name], spec, card, precision, threads=threads)
+                spec.name: in_onnx(typed[spec.name], spec, card, precision=precision, threads=threads)
                 for spec in STAGES
                 if spec.engine
             }
         yield precision, library, Pipeline(card=card, engines=engines, working_point=point)
 
 
-def _in_onnx(
-    network: nn.Module, spec: StageSpec, card: ModelCard, precision: Precision, *, threads: int
+def in_onnx(
+    network: nn.Module,
+    spec: StageSpec,
+    card: ModelCard,
+    *,
+    precision: Precision = "fp32",
+    rendering: Rendering = "sorted",
+    threads: int,
 ) -> Engine:
+    """Export the network of a stage and load it in ONNX Runtime; no file is left."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / engine_file(spec.name)
-        onnx.save_model(export_network(network, spec=spec, card=card, precision=precision), path)
+        model = export_network(network, spec=spec, card=card, rendering=rendering, precision=precision)
+        onnx.save_model(model, path)
         return OnnxEngine(path, spec=spec, threads=threads)
 
 

@@ -119,7 +119,7 @@ def gate_network(
         inputs: list[NDArray[Any]] = [case.hits]
         if EDGE_INDEX in spec.inputs:
             inputs.append(case.edge_index[spec.name])
-        deviation = _deviation(
+        deviation = deviation_of(
             run_network(network, *inputs),
             engine(*inputs),
             relative=EMBEDDING in spec.engine,
@@ -130,9 +130,25 @@ def gate_network(
     return results
 
 
-def _deviation(
-    wanted: NDArray[np.float32], found: NDArray[np.float32], *, relative: bool, quantile: float
+def deviation_of(
+    wanted: NDArray[np.float32], found: NDArray[np.float32], *, relative: bool, quantile: float = 1.0
 ) -> float:
+    """Return the difference of a network's values that a share of them does not exceed.
+
+    Parameters
+    ----------
+    wanted, found
+        float32, of one shape: the reference's values and the engine's.
+    relative
+        Whether the difference is relative to the largest value wanted.
+    quantile
+        The share; 1 for the largest difference.
+
+    Returns
+    -------
+    float
+        Infinite where shapes differ or a value is not finite, 0 where there are no values.
+    """
     if wanted.shape != found.shape or not (np.isfinite(found).all() and np.isfinite(wanted).all()):
         return float("inf")
     if wanted.size == 0:
@@ -142,9 +158,7 @@ def _deviation(
     return deviation / max(float(np.abs(wanted).max()), 1e-30) if relative else deviation
 
 
-def gate_graph(
-    *, network: nn.Module, radius: float, windows: Windows, cases: Sequence[Case]
-) -> list[GateResult]:
+def gate_graph(*, embed: Engine, radius: float, windows: Windows, cases: Sequence[Case]) -> list[GateResult]:
     """Compare the radius search with a comparison of every hit with every other, and the chains with plain ones."""
     results = []
     alone = replace(windows, min_chain=1)
@@ -152,7 +166,7 @@ def gate_graph(
         # From all over the event: hits come sorted by module.
         n_hits = min(case.hits.shape[0], _BRUTE_FORCE_HITS)
         hits = np.random.default_rng(0).choice(case.hits, n_hits, replace=False)
-        embedding = run_network(network, hits)
+        embedding = embed(hits)
         found = radius_graph(hits, embedding, radius=radius, windows=alone, max_pairs=n_hits**2)
         wanted, distance = radius_pairs(hits, embedding, radius=radius, windows=alone)
         inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
@@ -171,9 +185,8 @@ def gate_graph(
         )
         # Chains need neighbours: a wedge of the event.
         hits = case.hits[np.argsort(np.arctan2(case.hits[:, 1], case.hits[:, 0]), kind="stable")[:n_hits]]
-        pairs = radius_graph(
-            hits, run_network(network, hits), radius=radius, windows=alone, max_pairs=n_hits**2
-        )[:, :_BRUTE_FORCE_PAIRS]
+        pairs = radius_graph(hits, embed(hits), radius=radius, windows=alone, max_pairs=n_hits**2)
+        pairs = pairs[:, :_BRUTE_FORCE_PAIRS]
         differ = in_chains(hits, pairs, windows=windows) != chained_pairs(hits, pairs, windows=windows)
         results.append(
             GateResult(
@@ -231,7 +244,7 @@ def gate_chain(chain: Pipeline, *, reference: Pipeline, events: Iterable[Event])
         GateResult(
             stage="chain",
             case=f"event {event.event_id}, {event.n_hits} hits",
-            deviation=_share_of_other_tracks(chain.find(event.hits), reference.find(event.hits)),
+            deviation=share_of_other_tracks(chain.find(event.hits), reference.find(event.hits)),
             tolerance=TRACK_TOLERANCE,
         )
         for event in events
@@ -275,7 +288,8 @@ def compare_rates(found: Report, wanted: Report) -> list[GateResult]:
     ]
 
 
-def _share_of_other_tracks(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
+def share_of_other_tracks(found: NDArray[np.int64], wanted: NDArray[np.int64]) -> float:
+    """Return the share of the tracks that are not the same sets of hits, of two labellings int64 [n_hits]."""
     sizes = [np.bincount(labels[labels >= 0]) for labels in (found, wanted)]
     n_tracks = max(size.size for size in sizes)
     both = (found >= 0) & (wanted >= 0)

@@ -93,16 +93,19 @@ def export_network(
     _check_interface(model, spec=spec, sizes=sizes)
     onnx.helper.set_model_props(
         model,
-        {
-            "stage": spec.name,
-            "contract_version": str(card.contract_version),
-            "card_hash": card.hash,
-            "edge_sum": rendering,
-            "precision": precision,
-        },
+        model_props(spec, card) | {"edge_sum": rendering, "precision": precision},
     )
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def model_props(spec: StageSpec, card: ModelCard) -> dict[str, str]:
+    """Return what every engine file says of itself in its metadata."""
+    return {
+        "stage": spec.name,
+        "contract_version": str(card.contract_version),
+        "card_hash": card.hash,
+    }
 
 
 def _example(tensor: TensorSpec, sizes: dict[str, int]) -> torch.Tensor:

@@ -12,6 +12,14 @@ import msgspec
 import onnx
 
 from tritrack.export.cases import drawn_cases, event_cases
+from tritrack.export.foreign import (
+    ForeignError,
+    gate_foreign,
+    gate_orders,
+    join_networks,
+    load_wrapped,
+    wrap_foreign,
+)
 from tritrack.export.gates import (
     GateResult,
     gate_chain,
@@ -24,7 +32,7 @@ from tritrack.export.gates import (
 from tritrack.export.network import export_network
 from tritrack.export.precision import typed_network
 from tritrack.stages.card import CARD_FILE, engine_file
-from tritrack.stages.contract import GRAPH_STAGE, STAGES
+from tritrack.stages.contract import EMBEDDING_STAGE, GRAPH_STAGE, STAGES
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.networks import run_network
 from tritrack.stages.pipeline import Pipeline
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     from tritrack.events.event import Event
     from tritrack.export.cases import Case
     from tritrack.export.edge_sum import Rendering
+    from tritrack.export.foreign import Foreign
     from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
@@ -50,12 +59,13 @@ GATES_FILE = "gates.json"
 
 def export_engines(
     *,
-    weights: Path,
+    weights: Path | None,
     out: Path,
     threads: int,
     precision: Precision = "fp32",
     edge_sum: Rendering = "sorted",
     events: Sequence[Event] = (),
+    foreign: Foreign | None = None,
     on_stage: StageHook | None = None,
 ) -> list[GateResult]:
     """Export the five stages: an ONNX file for each network, the model card, and what the gates measured.
@@ -63,7 +73,7 @@ def export_engines(
     Parameters
     ----------
     weights
-        Folder of weights with its model card.
+        Folder of weights with its model card; None where every network is foreign.
     out
         Folder to fill. Engines that were there before are removed first; the card comes last, so that a
         folder with a card holds engines that passed.
@@ -75,6 +85,9 @@ def export_engines(
         How the sum over edges is written: "sorted" for ONNX Runtime, "scatter" for TensorRT.
     events
         Events to compare on, besides drawn hits, stage by stage and end to end; in 16 bits with truth.
+    foreign
+        Files from elsewhere that stand for networks, and the card to export in the place of the weights' own. A chain
+        with such has no reference: its events are compared with the same hits in another order.
     on_stage
         Called with each stage's name and results once it has passed, and at the end with "chain", in 16 bits
         with "physics".
@@ -90,23 +103,29 @@ def export_engines(
         Where the weights cannot be used.
     GateError
         Where a stage does not compute what its reference computes; its engine is not left in ``out``.
+    ForeignError
+        Where a file from elsewhere does not fit; it is not left in ``out`` either.
     ContractError
         Where an event is over the card's limits.
     PhysicsError
         Where an event that the physics is compared on has no truth.
     """
-    card, networks = load_weights(weights)
+    if foreign is not None:
+        card, networks = join_networks(foreign, weights)
+    elif weights is not None:
+        card, networks = load_weights(weights)
+    else:
+        raise ForeignError("export: neither weights nor files of networks from elsewhere are given")
     clear_engines(out)
     typed = {name: typed_network(network, precision) for name, network in networks.items()}
-    # The networks are the same at every working point, and only their inputs' sizes differ.
-    cases = [
-        *drawn_cases(),
-        *event_cases(events, networks=networks, cuts=card.point().cuts, limits=card.limits),
-    ]
+    cases = drawn_cases()
+    if foreign is None:
+        # The networks are the same at every working point, and only their inputs' sizes differ.
+        cases += event_cases(events, networks=networks, cuts=card.point().cuts, limits=card.limits)
     engines: dict[str, Engine] = {}
     results: list[GateResult] = []
     for spec in STAGES:
-        if spec.engine:
+        if spec.name in networks:
             model = export_network(
                 typed[spec.name], spec=spec, card=card, rendering=edge_sum, precision=precision
             )
@@ -120,12 +139,25 @@ def export_engines(
                     precision=precision,
                 )
                 require(passed)
+        elif foreign is not None and spec.engine:
+            with _written(wrap_foreign(foreign, spec=spec, card=card), spec, out=out) as path:
+                engines[spec.name] = load_wrapped(path, spec=spec, threads=threads)
+                passed = gate_foreign(engines[spec.name], spec=spec, card=card, cases=cases)
+                require(passed)
         else:
-            passed = gate_compiled(spec, card=card, networks=networks, cases=cases)
+            network = networks.get(EMBEDDING_STAGE.name)
+            embed = partial(run_network, network) if network is not None else engines[EMBEDDING_STAGE.name]
+            passed = gate_compiled(spec, card=card, embed=embed, cases=cases)
         if on_stage is not None:
             on_stage(spec.name, passed)
         results += passed
-    if events:
+    if events and foreign is not None:
+        passed = gate_orders(Pipeline(card=card, engines=engines), events)
+        require(passed)
+        if on_stage is not None:
+            on_stage("chain", passed)
+        results += passed
+    elif events:
         results += gate_events(
             engines, card=card, networks=networks, precision=precision, events=events, on_stage=on_stage
         )
@@ -149,7 +181,7 @@ def finish_engines(out: Path, *, card: ModelCard, results: Sequence[GateResult])
 
 
 def gate_compiled(
-    spec: StageSpec, *, card: ModelCard, networks: Mapping[str, nn.Module], cases: Sequence[Case]
+    spec: StageSpec, *, card: ModelCard, embed: Engine, cases: Sequence[Case]
 ) -> list[GateResult]:
     """Gate a stage without a network, graph or labelling, at the cuts of every working point (raises GateError)."""
     points = card.working_points.values()
@@ -158,9 +190,7 @@ def gate_compiled(
         results = [
             result
             for radius, windows in graphs
-            for result in gate_graph(
-                network=networks["embedding"], radius=radius, windows=windows, cases=cases
-            )
+            for result in gate_graph(embed=embed, radius=radius, windows=windows, cases=cases)
         ]
     else:
         gnn_cuts = sorted({point.cuts.gnn_cut for point in points})

@@ -115,7 +115,9 @@ def export_plans(
                 )
                 require(passed)
         else:
-            passed = gate_compiled(spec, card=card, networks=networks, cases=cases)
+            passed = gate_compiled(
+                spec, card=card, embed=partial(run_network, networks["embedding"]), cases=cases
+            )
         if on_stage is not None:
             on_stage(spec.name, passed)
         results += passed

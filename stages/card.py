@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
@@ -32,6 +32,9 @@ LabellingMethod = Literal["components", "walkthrough", "helix"]
 WorkingPointName = Literal["fast", "balanced", "best"]
 Precision = Literal["fp32", "fp16", "bf16"]
 """What the inner layers of an engine compute in; its tensors at the boundary are the contract's in each."""
+
+NetworkName = Literal["embedding", "filter", "gnn"]
+"""The stages that have a network."""
 
 WORKING_POINTS: tuple[WorkingPointName, ...] = get_args(WorkingPointName)
 """The names, from the least time to the most tracks."""
@@ -197,6 +200,25 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForeignStage:
+    """How an ONNX file from elsewhere stands for a stage's network; types and sizes are the file's own.
+
+    Attributes
+    ----------
+    inputs
+        The file's names of the network's inputs, in the contract's order: hits, then pairs where it takes them.
+    output
+        The file's name of what the stage gives; other outputs are left out.
+    sigmoid
+        Whether the file gives logits, so that a sigmoid is still to be applied.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    sigmoid: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """The card of one set of weights.
 
@@ -217,7 +239,9 @@ class ModelCard:
     training
         None for weights that were not trained (tests).
     sha256
-        Hash of each weights file, by file name.
+        Hash of each weights file, by file name; of a foreign stage, of its ONNX file.
+    foreign
+        Stages whose networks come from elsewhere.
     """
 
     name: str
@@ -229,10 +253,14 @@ class ModelCard:
     limits: Limits
     training: Training | None = None
     sha256: dict[str, str]
+    foreign: dict[NetworkName, ForeignStage] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Return the card as JSON, in one canonical form."""
-        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
+        fields = msgspec.to_builtins(self)
+        if not self.foreign:
+            del fields["foreign"]  # cards from before there were any keep their hash
+        return msgspec.json.format(msgspec.json.encode(fields, order="sorted"), indent=2) + b"\n"
 
     @property
     def hash(self) -> str:
@@ -255,7 +283,12 @@ class ModelCard:
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read the card of a folder of weights or engines.
+    """Read the card of a folder of weights or engines (raises CardError)."""
+    return read_card_file(folder / CARD_FILE)
+
+
+def read_card_file(path: Path) -> ModelCard:
+    """Read a card.
 
     Raises
     ------
@@ -263,7 +296,6 @@ def read_card(folder: Path) -> ModelCard:
         Where there is no card, it does not parse, it lacks its default working point, or it speaks another
         version of the contract.
     """
-    path = folder / CARD_FILE
     try:
         card = msgspec.json.decode(path.read_bytes(), type=ModelCard)
     except FileNotFoundError:

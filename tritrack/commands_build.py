@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -13,11 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from tritrack.commands_run import FinderName
 from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
 from tritrack.failures import UsageError
-from tritrack.stages.card import WORKING_POINTS, Precision, WorkingPointName
+from tritrack.stages.card import WORKING_POINTS, NetworkName, Precision, WorkingPointName, read_card_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tritrack.export.foreign import Foreign
     from tritrack.export.gates import GateResult
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
@@ -241,7 +242,9 @@ def _derive_rules(
 
 def export(
     *,
-    weights: Annotated[Path, typer.Option(help="Folder of weights.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights; wanted unless --stage gives every network.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the engines.")],
     engine: Annotated[EngineKind, typer.Option(help="Engine to export to.")] = "onnx",
     engines: Annotated[
@@ -257,12 +260,23 @@ def export(
     events: Annotated[
         list[Path], typer.Option(help="Events to compare the engines with torch on, besides drawn hits.")
     ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
+    stage: Annotated[
+        list[str], typer.Option(help="NAME=FILE.onnx: a network from elsewhere; may be given again.")
+    ] = [],  # noqa: B006
+    card: Annotated[
+        Path | None, typer.Option(help="With --stage: JSON file of the model card that maps the files.")
+    ] = None,
 ) -> None:
     """Export the five stages, each behind its parity gate."""
     from tritrack.events.source import read_all
 
+    if stage or card is not None:
+        if engine != "onnx" or not stage or card is None:
+            raise UsageError("export: --stage and --card go together, and with --engine onnx alone")
+    elif weights is None:
+        raise UsageError("export: --weights is wanted, the folder of weights to export")
     if engine == "tensorrt":
-        if engines is None or not events:
+        if weights is None or engines is None or not events:
             raise UsageError(
                 "export --engine tensorrt: give --engines, the ONNX files to build from, and --events, whose "
                 "sizes the engines are tuned for"
@@ -278,9 +292,25 @@ def export(
             precision=precision,
             edge_sum=edge_sum,
             events=list(read_all(events)) if events else [],
+            foreign=None if card is None else _foreign(stage, card=card),
             on_stage=print_gates,
         )
     console.print(f"{out}: engines for {engine}, and the model card")
+
+
+def _foreign(stages: Sequence[str], *, card: Path) -> Foreign:
+    from tritrack.export.foreign import Foreign
+
+    files = {}
+    for given in stages:
+        name, _, file = given.partition("=")
+        network = next((known for known in get_args(NetworkName) if known == name), None)
+        if network is None or not file or network in files:
+            raise UsageError(
+                f"export: --stage {given}: NAME=FILE.onnx is wanted, once each, of {', '.join(get_args(NetworkName))}"
+            )
+        files[network] = Path(file)
+    return Foreign(card=read_card_file(card), files=files)
 
 
 def _export_plans(*, weights: Path, engines: Path, out: Path, events: list[Path]) -> None:

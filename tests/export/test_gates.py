@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_graph_passes(small_weights):
     ]
     require(
         gate_graph(
-            network=networks["embedding"],
+            embed=partial(run_network, networks["embedding"]),
             radius=card.point().cuts.radius,
             windows=card.point().cuts.windows,
             cases=cases,
@@ -113,7 +114,7 @@ def test_a_graph_that_loses_a_pair_fails(small_weights, monkeypatch):
     monkeypatch.setattr(gates, "radius_graph", lambda *a, **k: whole(*a, **k)[:, 1:])
     card, networks = load_weights(small_weights)
     results = gate_graph(
-        network=networks["embedding"],
+        embed=partial(run_network, networks["embedding"]),
         radius=card.point().cuts.radius,
         windows=card.point().cuts.windows,
         cases=CASES,
@@ -160,9 +161,7 @@ def test_result(deviation, passed):
     ],
 )
 def test_share_of_tracks_that_are_other_sets_of_hits(found, wanted, share):
-    deviation = gates._share_of_other_tracks(
-        np.array(found, dtype=np.int64), np.array(wanted, dtype=np.int64)
-    )
+    deviation = gates.share_of_other_tracks(np.array(found, dtype=np.int64), np.array(wanted, dtype=np.int64))
     assert deviation == share
 
 

@@ -10,6 +10,7 @@ from tritrack.stages.card import (
     WORKING_POINTS,
     CardError,
     Cuts,
+    ForeignStage,
     Limits,
     ModelCard,
     Networks,
@@ -59,9 +60,21 @@ def test_a_point_that_is_not_there():
         Pipeline(card=CARD, engines={}, working_point="balanced")
 
 
+def test_foreign_stages_are_in_the_card_where_there_are_any(tmp_path):
+    assert b"foreign" not in CARD.to_json()
+    card = replace(
+        CARD, foreign={"gnn": ForeignStage(inputs=("x", "edge_index"), output="logits", sigmoid=True)}
+    )
+    assert card.hash != CARD.hash
+    (tmp_path / CARD_FILE).write_bytes(card.to_json())
+    assert read_card(tmp_path) == card
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"foreign": {"graph": {"inputs": [], "output": "y"}}}, r"Invalid enum value 'graph'"),
+        ({"foreign": {"gnn": {"inputs": ["x"]}}}, r"missing required field `output`"),
         ({"default": "balanced"}, r"default is balanced, but the working points there are: fast, best"),
         ({"working_points": {}}, r"default is best, but the working points there are: none"),
         ({"default": "quick"}, r"Invalid enum value 'quick'"),

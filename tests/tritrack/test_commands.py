@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from csv import reader
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ import pytest
 import tritrack
 from tritrack.events.parquet import event_file, write_event
 from tritrack.events.tracks import read_tracks
-from tritrack.stages.card import CARD_FILE, read_card
+from tritrack.stages.card import CARD_FILE, ForeignStage, read_card
 from tritrack.stages.contract import CONTRACT_VERSION
 from tritrack.stages.pipeline import Pipeline
 
@@ -186,6 +187,62 @@ def test_export(run, small_weights, tmp_path):
     for stage in ("embedding", "graph", "filter", "gnn", "labelling"):
         assert f"{stage}: " in result.out
     assert read_card(out) == read_card(small_weights)
+
+
+def test_export_of_a_stage_from_elsewhere(run, small_weights, small_engines, event_folder, tmp_path):
+    pytest.importorskip("onnxscript")
+    stage = ForeignStage(inputs=("HITS", "EDGE_INDEX"), output="EDGE_SCORE")
+    card = replace(read_card(small_weights), name="mixed", foreign={"gnn": stage})
+    (tmp_path / "mixed.json").write_bytes(card.to_json())
+    arguments = ("--weights", small_weights, "--out", tmp_path / "engines", "--events", event_folder)
+    result = run(
+        "export",
+        "--stage",
+        f"gnn={small_engines / 'gnn.onnx'}",
+        "--card",
+        tmp_path / "mixed.json",
+        *arguments,
+    )
+    assert result.code == 0, result.err
+    for name in ("embedding", "graph", "filter", "gnn", "labelling", "chain"):
+        assert f"{name}: " in result.out
+    exported = read_card(tmp_path / "engines")
+    assert (exported.name, exported.foreign) == ("mixed", card.foreign)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        ((), 2, "export: --weights is wanted"),
+        (("--stage", "gnn=a.onnx"), 2, "export: --stage and --card go together"),
+        (("--card", "CARD"), 2, "export: --stage and --card go together"),
+        (("--stage", "gnn=a.onnx", "--card", "CARD", "--engine", "tensorrt"), 2, "with --engine onnx alone"),
+        (
+            ("--stage", "graph=a.onnx", "--card", "CARD"),
+            2,
+            "export: --stage graph=a.onnx: NAME=FILE.onnx is wanted",
+        ),
+        (("--stage", "gnn", "--card", "CARD"), 2, "export: --stage gnn: NAME=FILE.onnx is wanted"),
+        (
+            ("--stage", "gnn=a.onnx", "--stage", "gnn=b.onnx", "--card", "CARD"),
+            2,
+            "--stage gnn=b.onnx: .*once each",
+        ),
+        (("--stage", "gnn=a.onnx", "--card", "none.json"), 1, "none.json: no model card there"),
+        (
+            ("--stage", "gnn=a.onnx", "--card", "CARD"),
+            1,
+            "files are given for gnn, the card's foreign stages are none",
+        ),
+    ],
+)
+def test_stages_from_elsewhere_that_cannot_be(run, small_weights, tmp_path, options, code, sentence):
+    pytest.importorskip("onnxscript")
+    card = small_weights / "card.json"
+    result = run("export", "--out", tmp_path / "out", *(card if text == "CARD" else text for text in options))
+    assert result.code == code
+    assert re.fullmatch(rf"tritrack: .*{sentence}.*\n", result.err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_to_tensorrt_says_what_is_missing(run, small_weights, small_engines, event_folder, tmp_path):
