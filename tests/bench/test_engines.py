@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tritrack.bench.engines import Time, compile_network, compiled_candidate, load_candidate
+from tritrack.bench.candidates import compile_network, compiled_candidate, load_candidate
+from tritrack.bench.engines import Time
 from tritrack.bench.naive import SUM, joined_network
 from tritrack.bench.quantiles import quantile
 from tritrack.events.parquet import event_file, write_event
