@@ -1,0 +1,120 @@
+"""What a measurement writes: a header that says what it was made with, and its rows; read back with every type checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+
+from tritrack.bench.machine import describe_machine, describe_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from tritrack.stages.card import ModelCard, WorkingPointName
+
+    Result = TypeVar("Result", bound="Measured")
+
+
+class ResultError(ValueError):
+    """A file that does not hold the result wanted; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a measurement was made with.
+
+    Attributes
+    ----------
+    measurement
+        Its name: that of the module in `tritrack.bench` that made it.
+    cpu, cores
+        The processor, and the cores that the measurement could use.
+    threads
+        Threads of each engine and stage.
+    versions
+        Versions of Python and of the packages that matter.
+    model, card_sha256
+        Name and hash of the model card.
+    working_point
+        The cuts.
+    """
+
+    measurement: str
+    cpu: str
+    cores: int
+    threads: int
+    versions: dict[str, str]
+    model: str
+    card_sha256: str
+    working_point: str
+
+
+class Measured(Protocol):
+    """A result: a frozen dataclass of a header and rows.
+
+    ``ratios`` gives the ratios that its claims rest on, each measured within one run, by a name that stays the same
+    from run to run. The larger a ratio the better: `tritrack.bench.guard` watches them.
+    """
+
+    @property
+    def header(self) -> Header:
+        """What it was made with."""
+
+    def ratios(self) -> dict[str, float]:
+        """Name -> ratio."""
+
+
+def make_header(
+    measurement: str,
+    *,
+    card: ModelCard,
+    working_point: WorkingPointName | None,
+    threads: int,
+    packages: Iterable[str],
+) -> Header:
+    """Return the header of a measurement made here and now, at a working point or the card's default."""
+    machine = describe_machine()
+    return Header(
+        measurement=measurement,
+        cpu=str(machine["cpu"]),
+        cores=int(machine["cores"]),
+        threads=threads,
+        versions=describe_versions(packages),
+        model=card.name,
+        card_sha256=card.hash,
+        working_point=working_point or card.default,
+    )
+
+
+def write_result(result: Measured, path: Path) -> None:
+    """Write a result as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    part.replace(path)
+
+
+def read_result(path: Path, kind: type[Result]) -> Result:
+    """Read a result.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        The dataclass that it holds; its types are the file's schema.
+
+    Raises
+    ------
+    ResultError
+        Where the file is not there, is no JSON, or does not fit the schema.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise ResultError(f"{path}: no result there") from None
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ResultError(f"{path}: not a result of {kind.__module__}: {error}") from None
