@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tritrack.bench.naive import SUM, joined_network
 from tritrack.bench.precision import in_onnx
 from tritrack.export.cases import drawn_cases
 from tritrack.export.gates import gate_network, require
+from tritrack.export.joined import joined_network
 from tritrack.export.precision import typed_network
 from tritrack.export.tensorrt import NoTensorRTError, find_tensorrt
 from tritrack.failures import UsageError
@@ -150,13 +151,16 @@ def candidates(
     """Yield every engine, ready to run or with what it lacks; the first is the reference."""
 
     def naive(spec: StageSpec) -> Engine:
-        return in_onnx(joined_network(networks[spec.name]), spec, card, rendering=SUM, threads=threads)
+        # As such networks are commonly written: every layer over pairs takes [x_inner, x_outer, e] put together for
+        # every pair, sums over edges are ScatterElements, and each layer runs over all rows.
+        joined = joined_network(networks[spec.name], most_features=sys.maxsize)
+        return in_onnx(joined, spec, card, rendering="scatter", threads=threads)
 
     def ours(spec: StageSpec) -> Engine:
         return OnnxEngine(engines / engine_file(spec.name), spec=spec, threads=threads)
 
     def half(spec: StageSpec) -> Engine:
-        typed = typed_network(networks[spec.name], "fp16")
+        typed = typed_network(joined_network(networks[spec.name]), "fp16")
         return in_onnx(typed, spec, card, precision="fp16", threads=threads)
 
     ready = partial(load_candidate, networks=networks, card=card)
