@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tritrack.commands_run import FinderName
+from tritrack.ensemble_repo.images import PINNED
 from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
 from tritrack.failures import UsageError
 from tritrack.stages.card import WORKING_POINTS, NetworkName, Precision, WorkingPointName, read_card_file
@@ -348,11 +349,30 @@ def repository(
     rules: Annotated[
         Path | None, typer.Option(help="Folder of rules: write the rule-based finder and the fit, too.")
     ] = None,
+    image: Annotated[
+        str, typer.Option(help="For a container: tag of the image that will load it (docs/containers.md).")
+    ] = PINNED,
+    gpu_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="For a container on a GPU: MB that each ONNX network may take; no limit if not given."
+        ),
+    ] = None,
 ) -> None:
     """Write the Triton model repository of a folder of engines."""
     from tritrack.ensemble_repo.render import render_repository
 
+    if gpu_memory is not None and (server, device) != ("container", "gpu"):
+        raise UsageError("repository: --gpu-memory goes with --server container --device gpu")
     render_repository(
-        engines=engines, out=out, server=server, device=device, threads=threads, fused=fused, rules=rules
+        engines=engines,
+        out=out,
+        server=server,
+        device=device,
+        threads=threads,
+        fused=fused,
+        rules=rules,
+        image=image,
+        gpu_memory=gpu_memory,
     )
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")
