@@ -52,7 +52,7 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     Raises
     ------
     ServerStartError
-        Where there is no repository, its card cannot be used, a model is missing, an engine was built for another
+        Where there is no repository, its card or a configuration cannot be used, a model is missing, an engine was built for another
         machine, or shared memory does not do for the start.
     """
     cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
@@ -88,6 +88,12 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
 
 def _instances(version: Path) -> int:
     """Return how many instances of a model its configuration asks for."""
-    text = (version.parent / CONFIG_FILE).read_text()
-    config = text_format.Parse(text, triton.ModelConfig())
-    return sum(group.count for group in config.instance_group)
+    path = version.parent / CONFIG_FILE
+    try:
+        config = text_format.Parse(path.read_text(), triton.ModelConfig())
+    except FileNotFoundError:
+        raise ServerStartError(f"{path}: missing") from None
+    except text_format.ParseError as error:
+        raise ServerStartError(f"{path}: no configuration of Triton's: {error}") from None
+    # Without a group Triton runs one.
+    return sum(group.count for group in config.instance_group) or 1
