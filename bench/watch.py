@@ -149,11 +149,14 @@ class _Processes:
         self._gone = (psutil.NoSuchProcess, psutil.ZombieProcess)
         try:
             self._root = psutil.Process(pid)
+            self._root.memory_full_info()
         except psutil.NoSuchProcess:
             raise LookupError(f"no process {pid} on this machine") from None
+        except psutil.AccessDenied:
+            raise LookupError(f"process {pid} belongs to somebody else") from None
         self._at_start = self._times()
         self._start = time.perf_counter()
-        self._end, self._now = self._start, self._at_start
+        self._end, self._now = self._start, dict(self._at_start)
         self._peak = 0
 
     def look(self) -> None:

@@ -64,7 +64,7 @@ def test_closed_loop(server: Server, events: list[np.ndarray]) -> None:
         assert 0 < step.compute < latency.max
     assert load.process is not None
     assert load.process.n_processes > len(STEPS)
-    assert load.process.cores >= 0  # the system counts in steps of 10 ms
+    assert load.process.cores >= 0  # the system counts steps of 10 ms
     assert load.process.peak_bytes > 50e6
     assert 0 < load.generator_cores < 1
 
