@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
 from tritrack.ensemble_repo.images import PINNED, check_engines, find_image
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND_FILE, NATIVE, plan_fused, plan_rules, plan_steps
+from tritrack.ensemble_repo.plan import (
+    ADAPTER_FILE,
+    BACKEND_FILE,
+    CONFIG_FILE,
+    NATIVE,
+    ONE_EACH,
+    plan_fused,
+    plan_rules,
+    plan_steps,
+)
 from tritrack.rules.windows import RULES_FILE, read_rules
 from tritrack.stages.card import ENSEMBLE, read_card
 from tritrack.stages.plan_file import plan_file
@@ -15,12 +24,10 @@ from tritrack.stages.plan_file import plan_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind
 
 VERSION = "1"
 """Triton's version of every model: a repository holds one set of weights."""
-
-CONFIG_FILE = "config.pbtxt"
 
 
 class RepositoryError(ValueError):
@@ -38,6 +45,7 @@ def render_repository(
     rules: Path | None = None,
     image: str = PINNED,
     gpu_memory: int | None = None,
+    instances: Instances = ONE_EACH,
 ) -> None:
     """Write the model repository that serves a folder of engines.
 
@@ -62,6 +70,8 @@ def render_repository(
         For a container: tag of NVIDIA's image that will load it.
     gpu_memory
         For a container on a GPU: MB that each network's ONNX Runtime may take there; None for no limit.
+    instances
+        Instances of each step, each with its ``threads``.
 
     Raises
     ------
@@ -103,6 +113,7 @@ def render_repository(
         fused=fused,
         rules=None if rules is None else read_rules(rules),
         gpu_memory=gpu_memory,
+        instances=instances,
     )
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)

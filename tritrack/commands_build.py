@@ -358,8 +358,15 @@ def repository(
             min=1, help="For a container on a GPU: MB that each ONNX network may take; no limit if not given."
         ),
     ] = None,
+    instances: Annotated[
+        list[str],
+        typer.Option(
+            help="Instances of every step, or of one (gnn=2); each has its own threads; may be given again."
+        ),
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
 ) -> None:
     """Write the Triton model repository of a folder of engines."""
+    from tritrack.ensemble_repo.plan import read_instances
     from tritrack.ensemble_repo.render import render_repository
 
     if gpu_memory is not None and (server, device) != ("container", "gpu"):
@@ -374,5 +381,6 @@ def repository(
         rules=rules,
         image=image,
         gpu_memory=gpu_memory,
+        instances=read_instances(instances),
     )
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")
