@@ -1,0 +1,471 @@
+"""How far each stage is from what the machine allows: ``python -m tritrack.bench.floors --engines FOLDER --weights FOLDER --out FILE.json EVENTS...``.
+
+The floor of a stage is the longer of two times: that to read its inputs and weights and to write its outputs once, at
+the bandwidth that this machine reaches, and that of its operations, at the rate that it reaches. Both are measured before
+each event in each round, with the stages' threads. Where torch has a GPU, the same is done there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from tritrack.bench.candidates import NETWORKS, check_card
+from tritrack.bench.rates import Device, Probes, timed
+from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.traffic import NetworkCost, count_network
+from tritrack.events.source import read_all
+from tritrack.failures import UsageError, one_sentence
+from tritrack.stages import components_gpu, graph_gpu
+from tritrack.stages.card import WorkingPointName, engine_file
+from tritrack.stages.contract import (
+    EDGE_INDEX,
+    EDGE_SCORE,
+    EMBEDDING,
+    EMBEDDING_STAGE,
+    FILTER_STAGE,
+    GNN_STAGE,
+    GRAPH_STAGE,
+    HITS,
+    LABELLING_STAGE,
+    STAGES,
+)
+from tritrack.stages.filtering import PAIRS_AT_ONCE
+from tritrack.stages.graph import count_compared
+from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.weights import load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from tritrack.events.event import Event
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+COMPONENTS = components_gpu.components.__name__
+"""In the place of a labelling: the one that a GPU has."""
+
+N_GAPS = 3
+"""Gaps that the result ends with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a device reached, in each round of each event.
+
+    Attributes
+    ----------
+    device
+        "cpu", with the header's threads, or "cuda".
+    bandwidth
+        Bytes a second of a triad.
+    rates
+        Operations a second, by product.
+    """
+
+    device: Device
+    bandwidth: tuple[float, ...]
+    rates: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """What a stage must do on one event.
+
+    Attributes
+    ----------
+    bytes
+        Inputs and weights read once, outputs written once.
+    operations
+        Of a network its matrix products, of the radius graph three for each axis of each pair that it compares;
+        otherwise 0.
+    unfused_bytes
+        What the operators of the ONNX file move where each goes to memory; None for a stage without a network.
+    """
+
+    bytes: int
+    operations: float = 0.0
+    unfused_bytes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One stage on one event.
+
+    Attributes
+    ----------
+    event_id, n_hits, n_pairs, n_edges
+        The event, and the pairs that graph and filter give.
+    device, stage
+        Where it ran. On "cuda" the networks are torch's, and the labelling is "components".
+    count
+        What it must do.
+    seconds
+        Wall time in each round.
+    floor_seconds
+        The floor in each round, with what the machine reached in that round.
+    unfused_seconds
+        The time of ``count.unfused_bytes`` in each round; empty for a stage without a network.
+    bound
+        What sets the floor.
+    fraction
+        The middle of floor by time: 1 is a stage at its floor.
+    """
+
+    event_id: int
+    n_hits: int
+    n_pairs: int
+    n_edges: int
+    device: Device
+    stage: str
+    count: Count
+    seconds: tuple[float, ...]
+    floor_seconds: tuple[float, ...]
+    unfused_seconds: tuple[float, ...]
+    bound: str
+    fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What a stage takes beyond its floor on the event with the most hits, and how many times its floor it takes."""
+
+    device: Device
+    stage: str
+    seconds: float
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Stages against their floors.
+
+    Attributes
+    ----------
+    header
+        What it was made with.
+    gpu
+        Name of the GPU; None without one.
+    machines
+        What the devices reached.
+    rows
+        A row for each stage, event and device.
+    gaps
+        The largest gaps of each device, in seconds, the largest first.
+    """
+
+    header: Header
+    gpu: str | None
+    machines: tuple[Machine, ...]
+    rows: tuple[Row, ...]
+    gaps: tuple[Gap, ...]
+
+    def ratios(self) -> dict[str, float]:
+        """Return how much of its floor each stage reaches on the event with the most hits."""
+        return {
+            f"fraction of the floor, {row.stage} on {row.device}": row.fraction
+            for row in on_largest(self.rows)
+        }
+
+
+def tensors_of(pipeline: Pipeline, hits: NDArray[np.float32]) -> list[dict[str, NDArray[Any]]]:
+    """Return, for each stage, the tensors that are there when it begins, and at the end all (raises ContractError)."""
+    tensors: list[dict[str, NDArray[Any]]] = [{HITS.name: hits}]
+    for stage in pipeline.stages:
+        tensors.append(tensors[-1] | stage(tensors[-1]))
+    return tensors
+
+
+def count_stages(
+    pipeline: Pipeline, tensors: Sequence[Arrays], costs: Mapping[str, NetworkCost]
+) -> dict[str, Count]:
+    """Count what each stage must do on an event.
+
+    Parameters
+    ----------
+    pipeline
+        The chain.
+    tensors
+        Of :func:`tensors_of`.
+    costs
+        By stage, of its network.
+    """
+    counts = {}
+    for spec, before, after in zip(STAGES, tensors[:-1], tensors[1:], strict=True):
+        moved = sum(before[each.name].nbytes for each in spec.inputs)
+        moved += sum(after[each.name].nbytes for each in spec.outputs)
+        if spec.engine:
+            counts[spec.name] = _count_network(costs[spec.name], spec.name, before, moved)
+        else:
+            operations = _compared(pipeline, before) if spec is GRAPH_STAGE else 0.0
+            counts[spec.name] = Count(bytes=moved, operations=operations)
+    return counts
+
+
+def _compared(pipeline: Pipeline, tensors: Arrays) -> float:
+    cuts = pipeline.card.point(pipeline.working_point).cuts
+    if cuts.graph != "radius":
+        return 0.0
+    embedding = tensors[EMBEDDING.name]
+    # An axis of a pair is a difference, its square and a sum.
+    return 3.0 * embedding.shape[1] * count_compared(embedding, radius=cuts.radius)
+
+
+def _count_network(cost: NetworkCost, stage: str, tensors: Arrays, moved: int) -> Count:
+    n_hits = tensors[HITS.name].shape[0]
+    pieces = [0]
+    if stage == FILTER_STAGE.name:
+        n_pairs = tensors[EDGE_INDEX.name].shape[1]
+        pieces = [min(PAIRS_AT_ONCE, n_pairs - start) for start in range(0, n_pairs, PAIRS_AT_ONCE)]
+    elif stage == GNN_STAGE.name:
+        # It sees the hits that have an edge alone.
+        n_hits = np.unique(tensors[EDGE_INDEX.name]).size
+        pieces = [tensors[EDGE_INDEX.name].shape[1]]
+    return Count(
+        bytes=moved + cost.weight_bytes,
+        operations=sum(cost.operations.at(n_hits=n_hits, n_edges=n) for n in pieces),
+        unfused_bytes=sum(cost.unfused_bytes.at(n_hits=n_hits, n_edges=n) for n in pieces),
+    )
+
+
+def device_stages(
+    pipeline: Pipeline, networks: Mapping[str, nn.Module], tensors: Sequence[Arrays], *, device: Device
+) -> dict[str, Callable[[], Tensor]]:
+    """Return the stages on tensors that stay on a device: graph and components compiled for it, networks in torch."""
+
+    def there(stage: int, *names: str) -> list[Tensor]:
+        return [torch.from_numpy(np.ascontiguousarray(tensors[stage][name])).to(device) for name in names]
+
+    def network(spec_name: str, *inputs: Tensor) -> Callable[[], Tensor]:
+        module = networks[spec_name].to(device)
+
+        def run() -> Tensor:
+            with torch.inference_mode():
+                output: Tensor = module(*inputs)
+            return output
+
+        return run
+
+    cuts = pipeline.card.point(pipeline.working_point).cuts
+    begin = {spec.name: place for place, spec in enumerate(STAGES)}
+    hits_and_pairs = (HITS.name, EDGE_INDEX.name)
+    return {
+        EMBEDDING_STAGE.name: network("embedding", *there(begin["embedding"], HITS.name)),
+        GRAPH_STAGE.name: partial(
+            graph_gpu.radius_graph,
+            *there(begin["graph"], HITS.name, EMBEDDING.name),
+            radius=cuts.radius,
+            windows=cuts.windows,
+            max_pairs=pipeline.card.limits.max_pairs,
+        ),
+        FILTER_STAGE.name: network("filter", *there(begin["filter"], *hits_and_pairs)),
+        GNN_STAGE.name: network("gnn", *there(begin["gnn"], *hits_and_pairs)),
+        COMPONENTS: partial(
+            components_gpu.components,
+            *there(begin["labelling"], *hits_and_pairs, EDGE_SCORE.name),
+            cut=cuts.gnn_cut,
+        ),
+    }
+
+
+def measure_event(
+    stages: Mapping[str, Callable[[], object]], *, device: Device, probes: Probes, rounds: int
+) -> tuple[dict[str, tuple[float, ...]], Machine]:
+    """Time stages one by one, once to warm up and then in rounds, with what the device reaches in each."""
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
+    bandwidth: list[float] = []
+    rates: list[dict[str, float]] = []
+    for turn in range(rounds + 1):
+        if turn:
+            bandwidth.append(probes.bandwidth())
+            rates.append(probes.rates())
+        for name, stage in stages.items():
+            elapsed = timed(stage, device=device)
+            if turn:
+                seconds[name].append(elapsed)
+    machine = Machine(
+        device=device,
+        bandwidth=tuple(bandwidth),
+        rates={name: tuple(rate[name] for rate in rates) for name in rates[0]},
+    )
+    return {name: tuple(some) for name, some in seconds.items()}, machine
+
+
+def measure(
+    pipeline: Pipeline,
+    events: Iterable[Event],
+    *,
+    networks: Mapping[str, nn.Module],
+    costs: Mapping[str, NetworkCost],
+    rounds: int,
+) -> tuple[list[Row], list[Machine]]:
+    """Measure the stages on every event, on the host and, where there is one, on a GPU.
+
+    Parameters
+    ----------
+    pipeline
+        The chain.
+    events
+        Events with hits.
+    networks
+        The same in torch, for a GPU.
+    costs
+        By stage, of its network.
+    rounds
+        Rounds that count.
+
+    Raises
+    ------
+    ContractError
+        Where an event is over the card's limits.
+    """
+    devices: tuple[Device, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    probes = {device: Probes(device=device, networks=pipeline.card.networks) for device in devices}
+    rows: list[Row] = []
+    machines: list[Machine] = []
+    for event in events:
+        tensors = tensors_of(pipeline, event.hits)
+        counts = count_stages(pipeline, tensors, costs)
+        counts[COMPONENTS] = counts[LABELLING_STAGE.name]
+        for device in devices:
+            stages: Mapping[str, Callable[[], object]] = (
+                {
+                    stage.spec.name: partial(stage, tensors[place])
+                    for place, stage in enumerate(pipeline.stages)
+                }
+                if device == "cpu"
+                else device_stages(pipeline, networks, tensors, device=device)
+            )
+            seconds, machine = measure_event(stages, device=device, probes=probes[device], rounds=rounds)
+            machines.append(machine)
+            rows += [
+                Row(
+                    event_id=event.event_id,
+                    n_hits=event.n_hits,
+                    n_pairs=tensors[2][EDGE_INDEX.name].shape[1],
+                    n_edges=tensors[3][EDGE_INDEX.name].shape[1],
+                    device=device,
+                    stage=name,
+                    **against_floor(counts[name], some, machine),
+                )
+                for name, some in seconds.items()
+            ]
+    return rows, machines
+
+
+def against_floor(count: Count, seconds: Sequence[float], machine: Machine) -> dict[str, Any]:
+    """Return the fields of a `Row` that follow from a count, the times and what the machine reached beside them."""
+    by_bytes = count.bytes / np.array(machine.bandwidth)
+    by_operations = count.operations / np.max(list(machine.rates.values()), axis=0)
+    floor = np.maximum(by_bytes, by_operations)
+    unfused = () if count.unfused_bytes is None else count.unfused_bytes / np.array(machine.bandwidth)
+    return {
+        "count": count,
+        "seconds": tuple(seconds),
+        "floor_seconds": tuple(floor.tolist()),
+        "unfused_seconds": tuple(np.asarray(unfused).tolist()),
+        "bound": "operations" if np.median(by_operations) > np.median(by_bytes) else "bytes",
+        "fraction": float(np.median(floor / np.array(seconds))),
+    }
+
+
+def on_largest(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of the event with the most hits."""
+    found = list(rows)
+    largest = max(found, key=lambda row: row.n_hits)
+    return [row for row in found if (row.event_id, row.n_hits) == (largest.event_id, largest.n_hits)]
+
+
+def largest_gaps(rows: Iterable[Row]) -> list[Gap]:
+    """Return the largest gaps of each device on the event with the most hits."""
+    gaps: dict[Device, list[Gap]] = {}
+    for row in on_largest(rows):
+        seconds, floor = np.median(row.seconds), np.median(row.floor_seconds)
+        gap = Gap(
+            device=row.device, stage=row.stage, seconds=float(seconds - floor), factor=1.0 / row.fraction
+        )
+        gaps.setdefault(row.device, []).append(gap)
+    return [
+        gap
+        for some in gaps.values()
+        for gap in sorted(some, key=lambda gap: gap.seconds, reverse=True)[:N_GAPS]
+    ]
+
+
+def _line(row: Row) -> str:
+    seconds = np.median(row.seconds)
+    unfused = f", unfused {np.median(row.unfused_seconds):.3f} s" if row.unfused_seconds else ""
+    return (
+        f"event {row.event_id}, {row.n_hits} hits, {row.stage} on {row.device}: {seconds:.3f} s, floor "
+        f"{np.median(row.floor_seconds):.4f} s ({row.bound}{unfused}), {100 * row.fraction:.1f} % of it reached"
+    )
+
+
+def main(
+    events: Annotated[list[Path], typer.Argument(help="Events to time the stages on.")],
+    *,
+    engines: Annotated[Path, typer.Option(help="Folder of ONNX engines.")] = Path("build/engines"),
+    weights: Annotated[Path, typer.Option(help="Folder of the weights that they are of.")] = Path(
+        "weights/default"
+    ),
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")],
+    working_point: Annotated[
+        WorkingPointName | None, typer.Option(help="The cuts; the card's default if not given.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each engine and stage.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count, on each event.")] = 5,
+    first: Annotated[int, typer.Option(min=1, help="Events that are taken, the first of those given.")] = 1,
+) -> None:
+    """Time each stage beside what the machine allows, and write JSON."""
+    card, networks = load_weights(weights)
+    check_card(engines, card=card)
+    torch.set_num_threads(threads)
+    pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
+    costs = {spec.name: count_network(engines / engine_file(spec.name), spec=spec) for spec in NETWORKS}
+    with_hits = (event for event in read_all(events) if event.n_hits)
+    rows, machines = measure(
+        pipeline, islice(with_hits, first), networks=networks, costs=costs, rounds=rounds
+    )
+    if not rows:
+        raise UsageError("bench.floors: the event files hold no hits")
+    result = Result(
+        header=make_header(
+            "floors",
+            card=card,
+            working_point=working_point,
+            threads=threads,
+            packages=("tritrack", "numpy", "numba", "onnxruntime", "torch"),
+        ),
+        gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        machines=tuple(machines),
+        rows=tuple(rows),
+        gaps=tuple(largest_gaps(rows)),
+    )
+    write_result(result, out)
+    _report(result)
+
+
+def _report(result: Result) -> None:
+    for machine in result.machines:
+        print(f"{machine.device}: triad {np.median(machine.bandwidth) / 1e9:.1f} GB/s")
+        for name, rate in machine.rates.items():
+            print(f"{machine.device}: {name} at {np.median(rate) / 1e9:.1f} GFLOP/s")
+    for row in result.rows:
+        print(_line(row))
+    for gap in result.gaps:
+        print(f"gap, {gap.stage} on {gap.device}: {gap.seconds:.3f} s, {gap.factor:.1f} times its floor")
+
+
+if __name__ == "__main__":
+    with one_sentence(extra="export"):
+        typer.run(main)
