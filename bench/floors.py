@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ if TYPE_CHECKING:
 COMPONENTS = components_gpu.components.__name__
 """In the place of a labelling: the one that a GPU has."""
 
+Clock = Literal["wall", "cpu"]
+CLOCKS: tuple[Clock, ...] = get_args(Clock)
+"""In the order of `tritrack.bench.candidates.now`."""
+
 N_GAPS = 3
 """Gaps that the result ends with."""
 
@@ -67,6 +71,8 @@ class Machine:
     ----------
     device
         "cpu", with the header's threads, or "cuda".
+    clock
+        Whether its seconds are of wall time or of processor time, of all threads together.
     bandwidth
         Bytes a second of a triad.
     rates
@@ -74,6 +80,7 @@ class Machine:
     """
 
     device: Device
+    clock: Clock
     bandwidth: tuple[float, ...]
     rates: dict[str, tuple[float, ...]]
 
@@ -120,6 +127,9 @@ class Row:
         What sets the floor.
     fraction
         The middle of floor by time: 1 is a stage at its floor.
+    cpu_fraction
+        The same with processor times of the stage and of what the floor comes from, which other work on the machine hardly
+        changes; with one thread alone it is the same figure. None on a GPU.
     """
 
     event_id: int
@@ -134,6 +144,7 @@ class Row:
     unfused_seconds: tuple[float, ...]
     bound: str
     fraction: float
+    cpu_fraction: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,11 +291,10 @@ def device_stages(
 
 def measure_event(
     stages: Mapping[str, Callable[[], object]], *, device: Device, probes: Probes, rounds: int
-) -> tuple[dict[str, tuple[float, ...]], Machine]:
-    """Time stages one by one, once to warm up and then in rounds, with what the device reaches in each."""
-    seconds: dict[str, list[float]] = {name: [] for name in stages}
-    bandwidth: list[float] = []
-    rates: list[dict[str, float]] = []
+) -> dict[Clock, tuple[dict[str, tuple[float, ...]], Machine]]:
+    """Time stages one by one, once to warm up and then in rounds, with what the device reaches in each; by clock."""
+    seconds: dict[str, list[NDArray[np.float64]]] = {name: [] for name in stages}
+    bandwidth, rates = [], []
     for turn in range(rounds + 1):
         if turn:
             bandwidth.append(probes.bandwidth())
@@ -293,74 +303,18 @@ def measure_event(
             elapsed = timed(stage, device=device)
             if turn:
                 seconds[name].append(elapsed)
-    machine = Machine(
-        device=device,
-        bandwidth=tuple(bandwidth),
-        rates={name: tuple(rate[name] for rate in rates) for name in rates[0]},
-    )
-    return {name: tuple(some) for name, some in seconds.items()}, machine
-
-
-def measure(
-    pipeline: Pipeline,
-    events: Iterable[Event],
-    *,
-    networks: Mapping[str, nn.Module],
-    costs: Mapping[str, NetworkCost],
-    rounds: int,
-) -> tuple[list[Row], list[Machine]]:
-    """Measure the stages on every event, on the host and, where there is one, on a GPU.
-
-    Parameters
-    ----------
-    pipeline
-        The chain.
-    events
-        Events with hits.
-    networks
-        The same in torch, for a GPU.
-    costs
-        By stage, of its network.
-    rounds
-        Rounds that count.
-
-    Raises
-    ------
-    ContractError
-        Where an event is over the card's limits.
-    """
-    devices: tuple[Device, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    probes = {device: Probes(device=device, networks=pipeline.card.networks) for device in devices}
-    rows: list[Row] = []
-    machines: list[Machine] = []
-    for event in events:
-        tensors = tensors_of(pipeline, event.hits)
-        counts = count_stages(pipeline, tensors, costs)
-        counts[COMPONENTS] = counts[LABELLING_STAGE.name]
-        for device in devices:
-            stages: Mapping[str, Callable[[], object]] = (
-                {
-                    stage.spec.name: partial(stage, tensors[place])
-                    for place, stage in enumerate(pipeline.stages)
-                }
-                if device == "cpu"
-                else device_stages(pipeline, networks, tensors, device=device)
-            )
-            seconds, machine = measure_event(stages, device=device, probes=probes[device], rounds=rounds)
-            machines.append(machine)
-            rows += [
-                Row(
-                    event_id=event.event_id,
-                    n_hits=event.n_hits,
-                    n_pairs=tensors[2][EDGE_INDEX.name].shape[1],
-                    n_edges=tensors[3][EDGE_INDEX.name].shape[1],
-                    device=device,
-                    stage=name,
-                    **against_floor(counts[name], some, machine),
-                )
-                for name, some in seconds.items()
-            ]
-    return rows, machines
+    return {
+        clock: (
+            {name: tuple(float(each[place]) for each in some) for name, some in seconds.items()},
+            Machine(
+                device=device,
+                clock=clock,
+                bandwidth=tuple(float(each[place]) for each in bandwidth),
+                rates={name: tuple(float(each[name][place]) for each in rates) for name in rates[0]},
+            ),
+        )
+        for place, clock in enumerate(CLOCKS)
+    }
 
 
 def against_floor(count: Count, seconds: Sequence[float], machine: Machine) -> dict[str, Any]:
@@ -408,6 +362,7 @@ def _line(row: Row) -> str:
     return (
         f"event {row.event_id}, {row.n_hits} hits, {row.stage} on {row.device}: {seconds:.3f} s, floor "
         f"{np.median(row.floor_seconds):.4f} s ({row.bound}{unfused}), {100 * row.fraction:.1f} % of it reached"
+        f"{'' if row.cpu_fraction is None else f', {100 * row.cpu_fraction:.1f} % by processor time'}"
     )
 
 
@@ -457,9 +412,10 @@ def main(
 
 def _report(result: Result) -> None:
     for machine in result.machines:
-        print(f"{machine.device}: triad {np.median(machine.bandwidth) / 1e9:.1f} GB/s")
+        where = f"{machine.device}, {machine.clock} time"
+        print(f"{where}: triad {np.median(machine.bandwidth) / 1e9:.1f} GB/s")
         for name, rate in machine.rates.items():
-            print(f"{machine.device}: {name} at {np.median(rate) / 1e9:.1f} GFLOP/s")
+            print(f"{where}: {name} at {np.median(rate) / 1e9:.1f} GFLOP/s")
     for row in result.rows:
         print(_line(row))
     for gap in result.gaps:

@@ -1,15 +1,22 @@
-"""How fast a machine moves memory and multiplies, measured with the threads that a measurement uses."""
+"""How fast a machine moves memory and multiplies, measured with the threads that a measurement uses.
+
+Every time is of two clocks, float64 [2] as `tritrack.bench.candidates.now` counts them: wall, and processor.
+"""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+
+from tritrack.bench.candidates import now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from tritrack.stages.card import Networks
 
@@ -56,30 +63,32 @@ class Probes:
             for m, k, n in (*shapes, (SQUARE, SQUARE, SQUARE))
         }
 
-    def bandwidth(self) -> float:
-        """Return the bytes a second of a triad: two arrays read, one written."""
+    def bandwidth(self) -> NDArray[np.float64]:
+        """Return the bytes a second of a triad, by either clock: two arrays read, one written."""
         a, b, c = self._arrays
         return 3 * a.nbytes / self._seconds(lambda: torch.add(b, c, alpha=3.0, out=a))
 
-    def rates(self) -> dict[str, float]:
-        """Return the operations a second of each product, two for each of its terms."""
+    def rates(self) -> dict[str, NDArray[np.float64]]:
+        """Return the operations a second of each product, by either clock: two for each of its terms."""
         result = {}
         for name, (a, b, out) in self._products.items():
             seconds = self._seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
             result[name] = 2.0 * a.numel() * b.shape[1] / seconds
         return result
 
-    def _seconds(self, function: Callable[[], object]) -> float:
-        return min(timed(function, device=self._device) for _ in range(_REPEATS + 1))
+    def _seconds(self, function: Callable[[], object]) -> NDArray[np.float64]:
+        seconds = [timed(function, device=self._device) for _ in range(_REPEATS + 1)]
+        fastest: NDArray[np.float64] = np.min(seconds, axis=0)
+        return fastest
 
 
-def timed(function: Callable[[], object], *, device: Device) -> float:
-    """Return the wall time of a call, until the device is done."""
-    start = time.perf_counter()
+def timed(function: Callable[[], object], *, device: Device) -> NDArray[np.float64]:
+    """Return the time of a call, by either clock, until the device is done."""
+    start = now()
     function()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def last_cache(device: Device) -> int:

@@ -353,7 +353,8 @@ def largest_events(points: Sequence[Point], fits: Iterable[Fit], *, max_hits: in
     law = laws.get(FIT_FROM[1], laws.get(FIT_FROM[0]))
     if law is None or law.exponent <= 0:
         return []
-    base = max(point.memory.base_bytes for point in points)
+    # A process that compiled its loops holds more than those that found them compiled.
+    base = float(np.median([point.memory.base_bytes for point in points if point.memory.base_bytes]))
     rows = []
     for memory_gb in MEMORIES:
         if memory_gb * 1e9 > base:

@@ -30,7 +30,7 @@ _PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 # Hits and edges of the runs that tell the laws: edges in whole blocks of 16, as the sums over edges are padded to, and
 # at least one a hit.
-_PROBES = ((64, 160), (128, 160), (64, 320), (128, 320))
+_PROBES = ((64, 160), (128, 160), (64, 320), (192, 480))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +147,13 @@ def _count_nodes(nodes: Sequence[onnx.NodeProto], tensors: Mapping[str, NDArray[
 
 
 def _linear(counts: Sequence[float], *, what: str) -> Linear:
-    (few_hits, few_edges), (many_hits, _), (_, many_edges), _ = _PROBES
+    (few_hits, few_edges), (many_hits, _), (_, many_edges), (most_hits, most_edges) = _PROBES
     least, by_hits, by_edges, most = counts
     per_hit = (by_hits - least) / (many_hits - few_hits)
     per_edge = (by_edges - least) / (many_edges - few_edges)
     law = Linear(
         constant=least - per_hit * few_hits - per_edge * few_edges, per_hit=per_hit, per_edge=per_edge
     )
-    if law.at(n_hits=many_hits, n_edges=many_edges) != most:
+    if law.at(n_hits=most_hits, n_edges=most_edges) != most:
         raise ResultError(f"{what} is not linear in hits and edges, so it cannot be counted")
     return law
