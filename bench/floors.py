@@ -317,6 +317,74 @@ def measure_event(
     }
 
 
+def measure(
+    pipeline: Pipeline,
+    events: Iterable[Event],
+    *,
+    networks: Mapping[str, nn.Module],
+    costs: Mapping[str, NetworkCost],
+    rounds: int,
+) -> tuple[list[Row], list[Machine]]:
+    """Measure the stages on every event, on the host and, where there is one, on a GPU.
+
+    Parameters
+    ----------
+    pipeline
+        The chain.
+    events
+        Events with hits.
+    networks
+        The same in torch, for a GPU.
+    costs
+        By stage, of its network.
+    rounds
+        Rounds that count.
+
+    Raises
+    ------
+    ContractError
+        Where an event is over the card's limits.
+    """
+    devices: tuple[Device, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    probes = {device: Probes(device=device, networks=pipeline.card.networks) for device in devices}
+    rows: list[Row] = []
+    machines: list[Machine] = []
+    for event in events:
+        tensors = tensors_of(pipeline, event.hits)
+        counts = count_stages(pipeline, tensors, costs)
+        counts[COMPONENTS] = counts[LABELLING_STAGE.name]
+        for device in devices:
+            stages: Mapping[str, Callable[[], object]] = (
+                {
+                    stage.spec.name: partial(stage, tensors[place])
+                    for place, stage in enumerate(pipeline.stages)
+                }
+                if device == "cpu"
+                else device_stages(pipeline, networks, tensors, device=device)
+            )
+            found = measure_event(stages, device=device, probes=probes[device], rounds=rounds)
+            machines += [machine for _, machine in found.values()]
+            seconds, machine = found["wall"]
+            fractions = {
+                name: against_floor(counts[name], some, found["cpu"][1])["fraction"]
+                for name, some in found["cpu"][0].items()
+            }
+            rows += [
+                Row(
+                    event_id=event.event_id,
+                    n_hits=event.n_hits,
+                    n_pairs=tensors[2][EDGE_INDEX.name].shape[1],
+                    n_edges=tensors[3][EDGE_INDEX.name].shape[1],
+                    device=device,
+                    stage=name,
+                    cpu_fraction=fractions[name] if device == "cpu" else None,
+                    **against_floor(counts[name], some, machine),
+                )
+                for name, some in seconds.items()
+            ]
+    return rows, machines
+
+
 def against_floor(count: Count, seconds: Sequence[float], machine: Machine) -> dict[str, Any]:
     """Return the fields of a `Row` that follow from a count, the times and what the machine reached beside them."""
     by_bytes = count.bytes / np.array(machine.bandwidth)
