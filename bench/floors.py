@@ -18,9 +18,10 @@ import torch
 import typer
 
 from tritrack.bench.candidates import NETWORKS, check_card
+from tritrack.bench.counts import Count, count_stages, tensors_of
 from tritrack.bench.rates import Device, Probes, timed
 from tritrack.bench.result import Header, make_header, write_result
-from tritrack.bench.traffic import NetworkCost, count_network
+from tritrack.bench.traffic import count_network
 from tritrack.events.source import read_all
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages import components_gpu, graph_gpu
@@ -37,8 +38,6 @@ from tritrack.stages.contract import (
     LABELLING_STAGE,
     STAGES,
 )
-from tritrack.stages.filtering import PAIRS_AT_ONCE
-from tritrack.stages.graph import count_compared
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.weights import load_weights
 
@@ -48,9 +47,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from tritrack.bench.counts import Arrays
+    from tritrack.bench.traffic import NetworkCost
     from tritrack.events.event import Event
-
-    Arrays = Mapping[str, NDArray[Any]]
 
 COMPONENTS = components_gpu.components.__name__
 """In the place of a labelling: the one that a GPU has."""
@@ -83,26 +82,6 @@ class Machine:
     clock: Clock
     bandwidth: tuple[float, ...]
     rates: dict[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Count:
-    """What a stage must do on one event.
-
-    Attributes
-    ----------
-    bytes
-        Inputs and weights read once, outputs written once.
-    operations
-        Of a network its matrix products, of the radius graph three for each axis of each pair that it compares;
-        otherwise 0.
-    unfused_bytes
-        What the operators of the ONNX file move where each goes to memory; None for a stage without a network.
-    """
-
-    bytes: int
-    operations: float = 0.0
-    unfused_bytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,66 +166,6 @@ class Result:
             f"fraction of the floor, {row.stage} on {row.device}": row.fraction
             for row in on_largest(self.rows)
         }
-
-
-def tensors_of(pipeline: Pipeline, hits: NDArray[np.float32]) -> list[dict[str, NDArray[Any]]]:
-    """Return, for each stage, the tensors that are there when it begins, and at the end all (raises ContractError)."""
-    tensors: list[dict[str, NDArray[Any]]] = [{HITS.name: hits}]
-    for stage in pipeline.stages:
-        tensors.append(tensors[-1] | stage(tensors[-1]))
-    return tensors
-
-
-def count_stages(
-    pipeline: Pipeline, tensors: Sequence[Arrays], costs: Mapping[str, NetworkCost]
-) -> dict[str, Count]:
-    """Count what each stage must do on an event.
-
-    Parameters
-    ----------
-    pipeline
-        The chain.
-    tensors
-        Of :func:`tensors_of`.
-    costs
-        By stage, of its network.
-    """
-    counts = {}
-    for spec, before, after in zip(STAGES, tensors[:-1], tensors[1:], strict=True):
-        moved = sum(before[each.name].nbytes for each in spec.inputs)
-        moved += sum(after[each.name].nbytes for each in spec.outputs)
-        if spec.engine:
-            counts[spec.name] = _count_network(costs[spec.name], spec.name, before, moved)
-        else:
-            operations = _compared(pipeline, before) if spec is GRAPH_STAGE else 0.0
-            counts[spec.name] = Count(bytes=moved, operations=operations)
-    return counts
-
-
-def _compared(pipeline: Pipeline, tensors: Arrays) -> float:
-    cuts = pipeline.card.point(pipeline.working_point).cuts
-    if cuts.graph != "radius":
-        return 0.0
-    embedding = tensors[EMBEDDING.name]
-    # An axis of a pair is a difference, its square and a sum.
-    return 3.0 * embedding.shape[1] * count_compared(embedding, radius=cuts.radius)
-
-
-def _count_network(cost: NetworkCost, stage: str, tensors: Arrays, moved: int) -> Count:
-    n_hits = tensors[HITS.name].shape[0]
-    pieces = [0]
-    if stage == FILTER_STAGE.name:
-        n_pairs = tensors[EDGE_INDEX.name].shape[1]
-        pieces = [min(PAIRS_AT_ONCE, n_pairs - start) for start in range(0, n_pairs, PAIRS_AT_ONCE)]
-    elif stage == GNN_STAGE.name:
-        # It sees the hits that have an edge alone.
-        n_hits = np.unique(tensors[EDGE_INDEX.name]).size
-        pieces = [tensors[EDGE_INDEX.name].shape[1]]
-    return Count(
-        bytes=moved + cost.weight_bytes,
-        operations=sum(cost.operations.at(n_hits=n_hits, n_edges=n) for n in pieces),
-        unfused_bytes=sum(cost.unfused_bytes.at(n_hits=n_hits, n_edges=n) for n in pieces),
-    )
 
 
 def device_stages(
@@ -364,25 +283,32 @@ def measure(
             )
             found = measure_event(stages, device=device, probes=probes[device], rounds=rounds)
             machines += [machine for _, machine in found.values()]
-            seconds, machine = found["wall"]
-            fractions = {
-                name: against_floor(counts[name], some, found["cpu"][1])["fraction"]
-                for name, some in found["cpu"][0].items()
-            }
-            rows += [
-                Row(
-                    event_id=event.event_id,
-                    n_hits=event.n_hits,
-                    n_pairs=tensors[2][EDGE_INDEX.name].shape[1],
-                    n_edges=tensors[3][EDGE_INDEX.name].shape[1],
-                    device=device,
-                    stage=name,
-                    cpu_fraction=fractions[name] if device == "cpu" else None,
-                    **against_floor(counts[name], some, machine),
-                )
-                for name, some in seconds.items()
-            ]
+            rows += _rows(event, tensors, counts, found)
     return rows, machines
+
+
+def _rows(
+    event: Event,
+    tensors: Sequence[Arrays],
+    counts: Mapping[str, Count],
+    found: Mapping[Clock, tuple[dict[str, tuple[float, ...]], Machine]],
+) -> list[Row]:
+    (seconds, machine), (cpu_seconds, cpu_machine) = (found[clock] for clock in CLOCKS)
+    return [
+        Row(
+            event_id=event.event_id,
+            n_hits=event.n_hits,
+            n_pairs=tensors[2][EDGE_INDEX.name].shape[1],
+            n_edges=tensors[3][EDGE_INDEX.name].shape[1],
+            device=machine.device,
+            stage=stage,
+            cpu_fraction=against_floor(counts[stage], cpu_seconds[stage], cpu_machine)["fraction"]
+            if machine.device == "cpu"
+            else None,
+            **against_floor(counts[stage], some, machine),
+        )
+        for stage, some in seconds.items()
+    ]
 
 
 def against_floor(count: Count, seconds: Sequence[float], machine: Machine) -> dict[str, Any]:

@@ -345,12 +345,7 @@ def _law(points: Iterable[Point], stage: str, quantity: Quantity, against: Rows)
 
 def largest_events(points: Sequence[Point], fits: Iterable[Fit], *, max_hits: int) -> list[Largest]:
     """Return the largest event for each of ``MEMORIES``, where the chain's memory has a law that rises."""
-    laws = {
-        fit.from_hits: fit.law
-        for fit in fits
-        if (fit.axis, fit.stage, fit.quantity, fit.against) == ("density", CHAIN, "bytes", "n_hits")
-    }
-    law = laws.get(FIT_FROM[1], laws.get(FIT_FROM[0]))
+    law = _far_fits(fits).get(("density", CHAIN, "bytes", "n_hits"))
     if law is None or law.exponent <= 0:
         return []
     # A process that compiled its loops holds more than those that found them compiled.
@@ -370,6 +365,12 @@ def largest_events(points: Sequence[Point], fits: Iterable[Fit], *, max_hits: in
     return rows
 
 
+def _far_fits(fits: Iterable[Fit]) -> dict[tuple[Axis, str, Quantity, Rows], PowerLaw]:
+    """Return the laws of the events with most hits, where there are enough, and else those of all."""
+    by_start = sorted(fits, key=lambda fit: fit.from_hits)
+    return {(fit.axis, fit.stage, fit.quantity, fit.against): fit.law for fit in by_start}
+
+
 def _memory_line(point: Point) -> str:
     pileup = "" if point.pileup is None else f", pile-up {point.pileup:.0f}"
     event = f"{point.n_hits} hits ({100 * point.turn:.1f} % in phi{pileup}, of {point.n_events} events)"
@@ -382,12 +383,11 @@ def _memory_line(point: Point) -> str:
 
 
 def _report(result: Result) -> None:
-    for fit in result.fits:
-        if fit.from_hits == FIT_FROM[1] or fit.law.largest < FIT_FROM[1]:
-            print(
-                f"{fit.axis}, {fit.stage}: {fit.quantity} by {fit.against} ^ {fit.law.exponent:.2f} "
-                f"+- {fit.law.error:.2f} ({fit.law.n_points} points from {fit.law.smallest:.0f} on)"
-            )
+    for (axis, stage, quantity, against), law in _far_fits(result.fits).items():
+        print(
+            f"{axis}, {stage}: {quantity} by {against} ^ {law.exponent:.2f} +- {law.error:.2f} "
+            f"({law.n_points} points, {law.smallest:.0f} to {law.largest:.0f})"
+        )
     for row in result.largest:
         marks = [
             mark

@@ -12,16 +12,8 @@ pytest.importorskip("onnxscript")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tritrack.bench.floors import (
-    COMPONENTS,
-    Count,
-    Machine,
-    Result,
-    against_floor,
-    count_stages,
-    device_stages,
-    tensors_of,
-)
+from tritrack.bench.counts import Count, count_stages, tensors_of
+from tritrack.bench.floors import COMPONENTS, Machine, Result, against_floor, device_stages
 from tritrack.bench.rates import Probes, last_cache
 from tritrack.bench.result import ResultError, read_result
 from tritrack.bench.traffic import Linear, count_network
