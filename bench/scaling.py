@@ -166,7 +166,7 @@ class Result:
     def ratios(self) -> dict[str, float]:
         """Return time and memory a hit in about a tenth of an event, by those in the whole event, at one density.
 
-        1 where costs are linear in the hits; times are compared within each round.
+        1 where costs are linear in the hits; processor times, compared within each round.
         """
         phi = [point for point in self.points if "phi" in point.axes and point.n_rounds]
         if len(phi) < 2:
@@ -175,7 +175,7 @@ class Result:
         part = min(phi[:-1], key=lambda point: abs(np.log(10 * point.n_hits / whole.n_hits)))
         hits = whole.n_hits / part.n_hits
         n_rounds = min(part.n_rounds, whole.n_rounds)
-        seconds = np.array(part.seconds[CHAIN][:n_rounds]) / np.array(whole.seconds[CHAIN][:n_rounds])
+        seconds = np.array(part.cpu_seconds[CHAIN][:n_rounds]) / np.array(whole.cpu_seconds[CHAIN][:n_rounds])
         ratios = {"time a hit, tenth by whole": float(np.median(seconds)) * hits}
         if part.memory.chain_bytes >= MIN_BYTES:
             memory = part.memory.chain_bytes / whole.memory.chain_bytes

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from tritrack.bench import scaling
+from tritrack.bench import scaling, sizes
 from tritrack.bench.peak import Peak, begin, highest
 from tritrack.bench.power_law import fit_power_law
 from tritrack.bench.result import ResultError, make_header, read_result
 from tritrack.bench.scaling import CHAIN, Point, Points, fit_points, kept_points, largest_events
-from tritrack.bench.sizes import PHI_HITS, SPACING, Size, make_sizes, window
+from tritrack.bench.sizes import PHI_HITS, SPACING, Size, make_sizes, read_wholes, window
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits
@@ -75,15 +75,15 @@ def whole(n_hits, *, seed, pileup):
 
 def test_both_axes_end_where_they_should():
     wholes = [whole(n, seed=n, pileup=float(n)) for n in (3_000, 3_100, 6_000, 20_000)]
-    sizes = make_sizes(wholes, max_hits=30_000)
-    phi = [size.n_hits for size in sizes if "phi" in size.axes]
+    found = make_sizes(wholes, max_hits=30_000)
+    phi = [size.n_hits for size in found if "phi" in size.axes]
     assert phi == [*(n for n in PHI_HITS if SPACING * n <= 20_000), 20_000]
-    density = [size for size in sizes if "density" in size.axes]
+    density = [size for size in found if "density" in size.axes]
     # 3,100 is next to 3,000; three small events are fewer than the largest; all of them are over the limit.
     assert [size.n_hits for size in density] == [3_000, 6_000, 20_000, 32_100]
     assert [size.n_events for size in density] == [1, 1, 1, 4]
     assert density[-1].pileup == 32_100
-    assert len({size.sha256 for size in sizes}) == len(sizes)
+    assert len({size.sha256 for size in found}) == len(found)
 
 
 def made_up(n_hits, *, axes=("phi", "density"), refused=None, rounds=3):
@@ -214,3 +214,17 @@ def test_points_of_another_model_are_not_taken(small_weights, tmp_path):
     file.write_text("{")
     with pytest.raises(ResultError, match=r"scaling\.points\.json"):
         kept_points(file, header)
+
+
+@pytest.mark.slow
+def test_events_are_simulated_once(tmp_path, monkeypatch):
+    pytest.importorskip("acts")
+    pytest.importorskip("pythia8mc")
+    monkeypatch.setattr(sizes, "PILEUPS", (0.0,))
+    (file,) = sizes.simulate_wholes(tmp_path)
+    (event,) = read_wholes([file])
+    assert (event.pileup, event.n_events, event.turn) == (0.0, 1, 1.0)
+    assert event.n_hits > 500
+    written = file.stat().st_mtime_ns
+    assert sizes.simulate_wholes(tmp_path) == [file]
+    assert file.stat().st_mtime_ns == written
