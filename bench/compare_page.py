@@ -159,7 +159,7 @@ def draw_trade(rows: Sequence[Row], reports: Mapping[str, Report], *, selection:
     for number, row in enumerate(rows):
         efficiency = reports[row.finder].rates.efficiency
         axes.errorbar(
-            [row.median],
+            np.array([row.median], dtype=np.float64),
             [efficiency.value],
             yerr=[[efficiency.value - efficiency.low], [efficiency.high - efficiency.value]],
             linestyle="none",
