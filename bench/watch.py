@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 PERIOD = 0.5
-"""Seconds between two looks."""
+"""Least seconds between two looks."""
+
+SHARE = 0.05
+"""Most of a core that looking may take: a server of many processes is looked at less often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,8 @@ class ProcessUse:
     cores
         Processor time of all of them by wall time: 1 is one core busy throughout.
     peak_bytes
-        Most memory of all of them at once, in bytes, pages that they share counted once; seen at a look every
-        0.5 s.
+        Most memory of all of them at once, in bytes, pages that they share counted once: the most of looks at
+        start and end and every 0.5 s or more.
     """
 
     n_processes: int
@@ -43,7 +46,7 @@ class GpuUse:
     name
         Name of the device.
     utilisation
-        Share of the time in which a kernel ran, 0 to 1: the mean of looks every 0.5 s.
+        Share of the time in which a kernel ran, 0 to 1: the mean of the looks.
     peak_bytes
         Most memory in use, in bytes.
     """
@@ -125,8 +128,11 @@ class Watch:
             self._gpus.close()
 
     def _run(self) -> None:
-        while not self._stop.wait(PERIOD):
+        wait = PERIOD
+        while not self._stop.wait(wait):
+            before = time.thread_time()
             self._look()
+            wait = max(PERIOD, (time.thread_time() - before) / SHARE)
 
     def _look(self) -> None:
         for kind in (self._processes, self._gpus):
@@ -143,11 +149,14 @@ class _Processes:
         self._gone = (psutil.NoSuchProcess, psutil.ZombieProcess)
         try:
             self._root = psutil.Process(pid)
+            self._root.memory_full_info()
         except psutil.NoSuchProcess:
             raise LookupError(f"no process {pid} on this machine") from None
+        except psutil.AccessDenied:
+            raise LookupError(f"process {pid} belongs to somebody else") from None
         self._at_start = self._times()
         self._start = time.perf_counter()
-        self._end, self._now = self._start, self._at_start
+        self._end, self._now = self._start, dict(self._at_start)
         self._peak = 0
 
     def look(self) -> None:
