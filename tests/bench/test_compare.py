@@ -145,5 +145,5 @@ def test_the_page_holds_everything_in_itself(measured):
     sources = re.findall(r"(?:src|href)='([^']{0,10})", page)
     assert len(sources) == 8  # pT, eta, radius and time for each selection
     assert set(sources) == {"data:image"}
-    for words in (*FINDERS, "1 process, 1 thread", "max_hits", "double majority", "median of 1"):
+    for words in (*FINDERS, "1 process, 1 thread", "event 101", "double majority", "median of 1"):
         assert words in page
