@@ -100,6 +100,20 @@ bench-gpu: $(VENV)/dev  ## Build TensorRT engines of the shipped weights and tim
 		--events events/samples --out $(PLANS)
 	$(BIN)/python -m tritrack.bench.gpu --engines $(PLANS) --out bench/results events/samples
 
+# All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.
+COMPARE_40 := 4
+COMPARE_200 := 1
+COMPARED := build/compare
+$(ENGINES)/card.json: $(wildcard $(WEIGHTS)/*)
+	$(MAKE) export
+
+.PHONY: compare
+compare: $(VENV)/dev $(ENGINES)/card.json  ## Compare networks, rules and a Kalman filter on the same events: JSON and page
+	$(BIN)/tritrack simulate $(COMPARED)/pileup40 --events $(COMPARE_40) --pileup 40 --seed 32 $(DIRTY)
+	$(BIN)/tritrack simulate $(COMPARED)/pileup200 --events $(COMPARE_200) --pileup 200 --seed 31 $(DIRTY)
+	$(BIN)/python -m tritrack.bench.compare $(COMPARED)/pileup40 $(COMPARED)/pileup200 --engines $(ENGINES) \
+		--rules weights/rules --first $(COMPARE_40) --first $(COMPARE_200) --out $(COMPARED)/compare.json --page
+
 # Events to train on and to choose the cuts on: a seed each.
 DIRTY := --noise 0.15 --inefficiency 0.02 --jobs 2
 .PHONY: train

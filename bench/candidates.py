@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 import torch
 
+from tritrack.bench.engine_rows import COMPILED, OURS, PLAIN, REFERENCE, EngineRow
 from tritrack.bench.precision import in_onnx
 from tritrack.export.cases import drawn_cases
-from tritrack.export.gates import gate_network, require
+from tritrack.export.gates import GateError, gate_network, require
 from tritrack.export.joined import joined_network
 from tritrack.export.precision import typed_network
 from tritrack.export.tensorrt import NoTensorRTError, find_tensorrt
 from tritrack.failures import UsageError
-from tritrack.stages.card import engine_file, read_card
+from tritrack.stages.card import CardError, engine_file, read_card
 from tritrack.stages.contract import STAGES
-from tritrack.stages.engine import OnnxEngine, load_engine
+from tritrack.stages.engine import CPU, CUDA, OnnxEngine, load_engine
 from tritrack.stages.networks import run_network
 from tritrack.stages.plan_file import plan_file, read_facts
 from tritrack.stages.stage import run_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,57 +36,20 @@ if TYPE_CHECKING:
 
     from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
-    from tritrack.stages.engine import Engine
+    from tritrack.stages.engine import Engine, Provider
 
     Loader = Callable[[StageSpec], Engine]
     """Stage -> its network, ready to run."""
 
 NETWORKS = tuple(spec for spec in STAGES if spec.engine)
 
-REFERENCE = "torch"
-"""The engine that the others are set against."""
 
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """An engine that is measured, or what keeps it from that.
+    """An engine: its row before any event, and by stage what runs; nothing where it is missing."""
 
-    Attributes
-    ----------
-    name
-        Its name.
-    precision
-        What its inner layers compute in.
-    missing
-        Why it is not here; None for one that is.
-    load_seconds
-        By stage, the time to load or export the network.
-    warm_up_seconds
-        By stage, the time of the gates' cases, the first calls of all: a compiler compiles in them.
-    gate
-        By stage, the largest deviation on the gates' cases.
-    networks
-        By stage, what runs.
-    """
-
-    name: str
-    precision: Precision = "fp32"
-    missing: str | None = None
-    load_seconds: dict[str, float] = field(default_factory=dict)
-    warm_up_seconds: dict[str, float] = field(default_factory=dict)
-    gate: dict[str, float] = field(default_factory=dict)
+    row: EngineRow
     networks: dict[str, Timed] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what is known of it before any event."""
-        return {
-            "engine": self.name,
-            "precision": self.precision,
-            "missing": self.missing,
-            "load_seconds": self.load_seconds,
-            "warm_up_seconds": self.warm_up_seconds,
-            "gate_deviation": self.gate,
-        }
 
 
 class Timed:
@@ -116,10 +81,12 @@ def now() -> NDArray[np.float64]:
 
 
 def load_candidate(
-    candidate: Candidate, load: Loader, *, networks: Mapping[str, nn.Module], card: ModelCard
+    row: EngineRow, load: Loader, *, networks: Mapping[str, nn.Module], card: ModelCard
 ) -> Candidate:
     """Load every network of an engine, and hold it to the gates that engines pass (raises GateError)."""
     cases = drawn_cases()
+    ready: dict[str, Timed] = {}
+    load_seconds, warm_up_seconds, deviation = {}, {}, {}
     for spec in NETWORKS:
         start = time.perf_counter()
         engine = load(spec)
@@ -129,14 +96,19 @@ def load_candidate(
             spec=spec,
             network=networks[spec.name],
             cases=cases,
-            precision=candidate.precision,
+            precision=row.precision,
         )
         require(results)
-        candidate.load_seconds[spec.name] = loaded - start
-        candidate.warm_up_seconds[spec.name] = time.perf_counter() - loaded
-        candidate.gate[spec.name] = max(result.deviation for result in results)
-        candidate.networks[spec.name] = Timed(engine)
-    return candidate
+        load_seconds[spec.name] = loaded - start
+        warm_up_seconds[spec.name] = time.perf_counter() - loaded
+        deviation[spec.name] = max(result.deviation for result in results)
+        ready[spec.name] = Timed(engine)
+    return Candidate(
+        row=replace(
+            row, load_seconds=load_seconds, warm_up_seconds=warm_up_seconds, gate_deviation=deviation
+        ),
+        networks=ready,
+    )
 
 
 def candidates(
@@ -144,32 +116,35 @@ def candidates(
     card: ModelCard,
     networks: Mapping[str, nn.Module],
     engines: Path,
-    plans: Path | None,
+    plans: Sequence[Path],
     compiled: bool,
     threads: int,
 ) -> Iterator[Candidate]:
     """Yield every engine, ready to run or with what it lacks; the first is the reference."""
 
-    def naive(spec: StageSpec) -> Engine:
+    def plain(spec: StageSpec) -> Engine:
         # As such networks are commonly written: every layer over pairs takes [x_inner, x_outer, e] put together for
         # every pair, sums over edges are ScatterElements, and each layer runs over all rows.
         joined = joined_network(networks[spec.name], most_features=sys.maxsize)
         return in_onnx(joined, spec, card, rendering="scatter", threads=threads)
 
-    def ours(spec: StageSpec) -> Engine:
-        return OnnxEngine(engines / engine_file(spec.name), spec=spec, threads=threads)
+    def ours(spec: StageSpec, *, provider: Provider) -> Engine:
+        return OnnxEngine(engines / engine_file(spec.name), spec=spec, threads=threads, provider=provider)
 
-    def half(spec: StageSpec) -> Engine:
+    def half(spec: StageSpec, *, provider: Provider) -> Engine:
         typed = typed_network(joined_network(networks[spec.name]), "fp16")
-        return in_onnx(typed, spec, card, precision="fp16", threads=threads)
+        return in_onnx(typed, spec, card, precision="fp16", threads=threads, provider=provider)
 
     ready = partial(load_candidate, networks=networks, card=card)
-    yield ready(Candidate(name=REFERENCE), lambda spec: partial(run_network, networks[spec.name]))
+    yield ready(EngineRow(engine=REFERENCE), lambda spec: partial(run_network, networks[spec.name]))
     yield compiled_candidate(lambda spec: compile_network(networks[spec.name]), ready=ready, wanted=compiled)
-    yield ready(Candidate(name="onnx, plain export"), naive)
-    yield ready(Candidate(name="onnx"), ours)
-    yield ready(Candidate(name="onnx, fp16", precision="fp16"), half)
-    yield _tensorrt(plans, ready=ready, card=card, threads=threads)
+    yield ready(EngineRow(engine=PLAIN), plain)
+    yield ready(EngineRow(engine=OURS), partial(ours, provider=CPU))
+    yield ready(EngineRow(engine=f"{OURS}, fp16", precision="fp16"), partial(half, provider=CPU))
+    yield cuda_candidate("fp32", partial(ours, provider=CUDA), ready=ready)
+    yield cuda_candidate("fp16", partial(half, provider=CUDA), ready=ready)
+    for precision in ("fp32", "fp16"):
+        yield tensorrt_candidate(precision, plans, ready=ready, card=card, threads=threads)
 
 
 def compile_network(network: nn.Module) -> Engine:
@@ -178,34 +153,57 @@ def compile_network(network: nn.Module) -> Engine:
 
 
 def compiled_candidate(
-    load: Loader, *, ready: Callable[[Candidate, Loader], Candidate], wanted: bool
+    load: Loader, *, ready: Callable[[EngineRow, Loader], Candidate], wanted: bool
 ) -> Candidate:
     """Return the compiled networks, or why the compiler does not give them."""
-    name = "torch.compile"
+    row = EngineRow(engine=COMPILED)
     if not wanted:
-        return Candidate(name=name, missing="left out: --no-compile")
+        return Candidate(row=replace(row, missing="left out: --no-compile"))
     try:
-        return ready(Candidate(name=name), load)
+        return ready(row, load)
     except Exception as error:  # noqa: BLE001 (a compiler's failures share no other class)
         reason = next(iter(str(error).splitlines()), "")
-        return Candidate(name=name, missing=f"{type(error).__name__}: {reason}")
+        return Candidate(row=replace(row, missing=f"{type(error).__name__}: {reason}"))
 
 
-def _tensorrt(
-    plans: Path | None, *, ready: Callable[[Candidate, Loader], Candidate], card: ModelCard, threads: int
+def cuda_candidate(
+    precision: Precision, load: Loader, *, ready: Callable[[EngineRow, Loader], Candidate]
 ) -> Candidate:
-    name = "tensorrt"
+    """Return the networks in ONNX Runtime on a GPU, or why they do not run there."""
+    row = EngineRow(engine=_named(f"{OURS}, CUDA", precision), precision=precision, device="gpu")
+    if CUDA not in (here := onnxruntime.get_available_providers()):
+        return Candidate(row=replace(row, missing=f"ONNX Runtime has no {CUDA} here, only {', '.join(here)}"))
+    try:
+        return ready(row, load)
+    except (CardError, GateError) as error:
+        return Candidate(row=replace(row, missing=str(error)))
+
+
+def tensorrt_candidate(
+    precision: Precision,
+    plans: Sequence[Path],
+    *,
+    ready: Callable[[EngineRow, Loader], Candidate],
+    card: ModelCard,
+    threads: int,
+) -> Candidate:
+    """Return the engines of that precision among folders of TensorRT engines, or why there are none."""
+    row = EngineRow(engine=_named("tensorrt", precision), precision=precision, device="gpu")
     try:
         find_tensorrt()
     except NoTensorRTError as error:
-        return Candidate(name=name, missing=str(error))
-    if plans is None:
-        return Candidate(name=name, missing="no folder of engines for TensorRT was given: --plans")
-    check_card(plans, card=card)
-    precision = read_facts(plans / plan_file("gnn")).precision
-    return ready(
-        Candidate(name=name, precision=precision), lambda spec: load_engine(spec, plans, threads=threads)
+        return Candidate(row=replace(row, missing=str(error)))
+    for folder in plans:
+        if read_facts(folder / plan_file("gnn")).precision == precision:
+            check_card(folder, card=card)
+            return ready(row, partial(load_engine, folder=folder, threads=threads))
+    return Candidate(
+        row=replace(row, missing=f"no folder of TensorRT engines in {precision} was given: --plans")
     )
+
+
+def _named(engine: str, precision: Precision) -> str:
+    return engine if precision == "fp32" else f"{engine}, {precision}"
 
 
 def check_card(folder: Path, *, card: ModelCard) -> None:

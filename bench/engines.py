@@ -1,28 +1,27 @@
 """The same networks in every engine: ``python -m tritrack.bench.engines EVENTS... --out FILE.json``.
 
-Every engine takes its turn in each round, so that whatever else the machine does falls on all of them; what counts is
-the ratio of times within a round. Beside each time stands what the engine's answers differ by from those of torch. An
-engine that is not there on this machine is a row that says why.
+Each argument is a set of events. Every engine takes its turn in each round, so that whatever else the machine does
+falls on all of them; what counts is the ratio of times within a round. Beside each time stands what the engine's
+answers differ by from those of torch. An engine that is not there on this machine is a row that says why.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import numpy as np
 import torch
 import typer
 
-from tritrack.bench.candidates import NETWORKS, REFERENCE, candidates, check_card, now
-from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.bench.candidates import NETWORKS, candidates, check_card, now
+from tritrack.bench.engine_rows import CHAIN, REFERENCE, Result, Time
 from tritrack.bench.quantiles import quantile
+from tritrack.bench.result import make_header, write_result
 from tritrack.events.source import read_all
 from tritrack.export.gates import deviation_of, share_of_other_tracks
 from tritrack.failures import UsageError, one_sentence
@@ -41,70 +40,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.bench.candidates import Candidate, Timed
+    from tritrack.bench.engine_rows import EngineRow
+    from tritrack.bench.result import Header
     from tritrack.events.event import Event
     from tritrack.physics.metrics import Counts
     from tritrack.stages.card import ModelCard
+    from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
 
-CHAIN = "chain"
-"""In the place of a stage: the whole way from hits to labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Time:
-    """One network, or the chain, in one engine on one event.
-
-    Attributes
-    ----------
-    event_id, n_hits
-        The event.
-    engine
-        The engine.
-    stage
-        The stage, or "chain" for all five.
-    n_rows
-        Rows that the network answers in the torch chain: hits, or pairs. For the chain, hits.
-    first_seconds
-        The first time that the engine saw the event's sizes, which ``seconds`` leaves out.
-    seconds
-        Wall time in each round; a network's alone, the pieces of the filter's pairs together.
-    cpu_seconds
-        Processor time of all threads in each round: what else the machine does hardly lengthens it.
-    ratio
-        In each round, torch's time by this one's: above 1 is a gain.
-    p50, p95, ratio_p50, cpu_ratio_p50
-        Of seconds, of ratio, and of the same ratio of processor times; None where the rounds are too few
-        (`tritrack.bench.quantiles`).
-    deviation
-        Largest difference from torch on the same inputs: of a score, or of a coordinate relative to the largest
-        one. None for the chain.
-    equal_labels
-        Share of the hits with the label that torch gives; a track more shifts the numbers of those after it. None
-        for a network.
-    other_tracks
-        Share of the tracks that are not the same sets of hits as in torch. None for a network.
-    efficiency_change, fake_rate_change
-        From torch's on this event; None for a network, and where one of the two is a share of nothing.
-    """
-
-    event_id: int
-    n_hits: int
-    engine: str
-    stage: str
-    n_rows: int
-    first_seconds: float
-    seconds: tuple[float, ...]
-    cpu_seconds: tuple[float, ...]
-    ratio: tuple[float, ...]
-    p50: float | None
-    p95: float | None
-    ratio_p50: float | None
-    cpu_ratio_p50: float | None
-    deviation: float | None = None
-    equal_labels: float | None = None
-    other_tracks: float | None = None
-    efficiency_change: float | None = None
-    fake_rate_change: float | None = None
+PACKAGES = ("tritrack", "numpy", "numba", "onnx", "onnxruntime", "torch")
+"""The packages whose versions the result names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +97,30 @@ def _judged(event: Event, labels: NDArray[np.int64]) -> Counts:
     return count(event=event, pairs=pairs_from_labels(labels), selection=TARGETS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """What the engines did in turn on an event.
+
+    Attributes
+    ----------
+    spent
+        By engine and stage, float64 [rounds + 1, 2]: wall and processor time in s, the first row to warm up.
+    labels
+        By engine, the last round's tracks.
+    """
+
+    spent: dict[tuple[str, str], NDArray[np.float64]]
+    labels: dict[str, NDArray[np.int64]]
+
+
 def measure_event(
-    ready: Sequence[Candidate], event: Event, *, card: ModelCard, point: WorkingPointName | None, rounds: int
+    ready: Sequence[Candidate],
+    event: Event,
+    *,
+    events: str,
+    card: ModelCard,
+    point: WorkingPointName | None,
+    rounds: int,
 ) -> tuple[list[Time], dict[str, Counts]]:
     """Run every engine on an event: once for its answers, once to warm up, and then in rounds.
 
@@ -163,6 +130,8 @@ def measure_event(
         Engines that are here; the first is the reference.
     event
         The event, with truth.
+    events
+        Name of its set.
     card, point
         Cuts and limits.
     rounds
@@ -180,83 +149,92 @@ def measure_event(
     ContractError, PhysicsError
         Where the event is over the card's limits, or has no truth.
     """
-    chains = {each.name: Pipeline(card=card, engines=each.networks, working_point=point) for each in ready}
-    wanted = answers_of(chains[ready[0].name], ready[0].networks, event)
+    chains = {
+        each.row.engine: Pipeline(card=card, engines=each.networks, working_point=point) for each in ready
+    }
+    wanted = answers_of(chains[ready[0].row.engine], ready[0].networks, event)
     stages = [spec for spec in NETWORKS if spec.name in wanted.outputs]
-    first: dict[tuple[str, str], float] = {}
-    deviation: dict[tuple[str, str], float] = {}
-    for each in ready:
+    first = {each.row.engine: first_answers(each, stages, wanted) for each in ready}
+    turns = take_turns(ready, chains, event, stages=stages, rounds=rounds)
+    counts = {name: _judged(event, found) for name, found in turns.labels.items()}
+    rows = []
+    for name in chains:
         for spec in stages:
-            network = each.networks[spec.name]
-            network.take()
-            found = _outputs(network, wanted.inputs[spec.name])
-            first[each.name, spec.name] = float(network.take()[0])
-            deviation[each.name, spec.name] = deviation_of(
-                wanted.outputs[spec.name], found, relative=EMBEDDING in spec.engine
-            )
-    spent: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+            seconds, deviation = first[name][spec.name]
+            row = _timed(event, events, turns.spent, (name, spec.name), first=seconds)
+            rows.append(replace(row, n_rows=wanted.outputs[spec.name].shape[0], deviation=deviation))
+        labels = turns.labels[name]
+        row = _timed(event, events, turns.spent, (name, CHAIN), first=float(turns.spent[name, CHAIN][0, 0]))
+        equal = float(np.mean(labels == wanted.labels)) if labels.size else 1.0
+        other = share_of_other_tracks(labels, wanted.labels)
+        rows.append(replace(row, equal_labels=equal, other_tracks=other))
+    return rows, counts
+
+
+def first_answers(
+    candidate: Candidate, stages: Sequence[StageSpec], wanted: Answers
+) -> dict[str, tuple[float, float]]:
+    """Give an engine torch's inputs; return by stage the wall time, in s, and the deviation from torch's outputs."""
+    answers = {}
+    for spec in stages:
+        network = candidate.networks[spec.name]
+        network.take()
+        found = _outputs(network, wanted.inputs[spec.name])
+        relative = EMBEDDING in spec.engine
+        answers[spec.name] = (
+            float(network.take()[0]),
+            deviation_of(wanted.outputs[spec.name], found, relative=relative),
+        )
+    return answers
+
+
+def take_turns(
+    ready: Sequence[Candidate],
+    chains: Mapping[str, Pipeline],
+    event: Event,
+    *,
+    stages: Sequence[StageSpec],
+    rounds: int,
+) -> Turns:
+    """Run every engine's chain once to warm up, and then in rounds."""
+    spent: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     labels: dict[str, NDArray[np.int64]] = {}
     for turn in range(rounds + 1):
         # Each round begins with another engine: none always runs in the wake of the same one.
         begin = turn % len(ready)
         for each in (*ready[begin:], *ready[:begin]):
+            name = each.row.engine
             start = now()
-            labels[each.name] = chains[each.name].find(event.hits)
-            elapsed = {CHAIN: now() - start}
-            elapsed |= {spec.name: each.networks[spec.name].take() for spec in stages}
-            if turn == 0:
-                first[each.name, CHAIN] = float(elapsed[CHAIN][0])
-                continue
-            for stage, some in elapsed.items():
-                spent[each.name, stage].append(some)
-    counts = {name: _judged(event, found) for name, found in labels.items()}
-    rows = []
-    for each in ready:
-        for stage in (*(spec.name for spec in stages), CHAIN):
-            at = (each.name, stage)
-            row = _timed(event, wanted, at, first=first[at], spent=spent)
-            if stage == CHAIN:
-                row = _with_changes(row, labels[each.name], counts[each.name], wanted)
-            rows.append(replace(row, deviation=deviation.get(at)))
-    return rows, counts
+            labels[name] = chains[name].find(event.hits)
+            spent.setdefault((name, CHAIN), []).append(now() - start)
+            for spec in stages:
+                spent.setdefault((name, spec.name), []).append(each.networks[spec.name].take())
+    return Turns(spent={at: np.array(some) for at, some in spent.items()}, labels=labels)
 
 
 def _timed(
     event: Event,
-    wanted: Answers,
+    events: str,
+    spent: Mapping[tuple[str, str], NDArray[np.float64]],
     at: tuple[str, str],
     *,
     first: float,
-    spent: Mapping[tuple[str, str], Sequence[NDArray[np.float64]]],
 ) -> Time:
+    seconds, cpu_seconds = spent[at][1:].T
     engine, stage = at
-    seconds, cpu = np.array(spent[at]).T
-    ratio, cpu_ratio = (np.array(spent[REFERENCE, stage]) / np.array(spent[at])).T
     return Time(
+        events=events,
         event_id=event.event_id,
         n_hits=event.n_hits,
         engine=engine,
         stage=stage,
-        n_rows=event.n_hits if stage == CHAIN else wanted.outputs[stage].shape[0],
+        n_rows=event.n_hits,
         first_seconds=first,
         seconds=tuple(seconds.tolist()),
-        cpu_seconds=tuple(cpu.tolist()),
-        ratio=tuple(ratio.tolist()),
+        cpu_seconds=tuple(cpu_seconds.tolist()),
         p50=quantile(seconds, 0.5),
         p95=quantile(seconds, 0.95),
-        ratio_p50=quantile(ratio, 0.5),
-        cpu_ratio_p50=quantile(cpu_ratio, 0.5),
-    )
-
-
-def _with_changes(row: Time, labels: NDArray[np.int64], counts: Counts, wanted: Answers) -> Time:
-    changes = rate_changes(counts, wanted.counts)
-    return replace(
-        row,
-        equal_labels=float(np.mean(labels == wanted.labels)) if labels.size else 1.0,
-        other_tracks=share_of_other_tracks(labels, wanted.labels),
-        efficiency_change=changes["efficiency_change"],
-        fake_rate_change=changes["fake_rate_change"],
+        p99=quantile(seconds, 0.99),
     )
 
 
@@ -267,58 +245,74 @@ def rate_changes(counts: Counts, wanted: Counts) -> dict[str, float | None]:
         name: float(getattr(found, name).value) - float(getattr(reference, name).value)
         for name in ("efficiency", "fake_rate")
     }
-    return {f"{name}_change": None if np.isnan(change) else change for name, change in changes.items()}
+    return {name: None if np.isnan(change) else change for name, change in changes.items()}
 
 
 def measure(
     found: Iterable[Candidate],
-    events: Sequence[Event],
+    sets: Mapping[str, Sequence[Event]],
     *,
+    header: Header,
     card: ModelCard,
     point: WorkingPointName | None,
     rounds: int,
-) -> dict[str, Any]:
-    """Measure the engines that are here on every event; return a row for each engine and each time."""
-    engines, times, ready = [], [], []
+) -> Result:
+    """Measure the engines that are here on every event of every set."""
+    rows: dict[str, EngineRow] = {}
+    ready = []
     for candidate in found:
-        print(f"{candidate.name}: {candidate.missing or 'passed its gates'}", flush=True)
-        engines.append(candidate.to_json())
-        if candidate.missing is None:
+        print(f"{candidate.row.engine}: {candidate.row.missing or 'passed its gates'}", flush=True)
+        rows[candidate.row.engine] = candidate.row
+        if candidate.row.missing is None:
             ready.append(candidate)
-    totals: dict[str, list[Counts]] = defaultdict(list)
-    for event in events:
-        rows, counts = measure_event(ready, event, card=card, point=point, rounds=rounds)
-        times += rows
-        for name, counted in counts.items():
-            totals[name].append(counted)
-        for row in rows:
-            print(_line(row), flush=True)
-    summed = {name: sum(counted[1:], counted[0]) for name, counted in totals.items()}
-    for engine in engines:
-        if engine["missing"] is None:
-            engine |= rate_changes(summed[engine["engine"]], summed[REFERENCE])
-    return {"engines": engines, "times": times}
+    times: list[Time] = []
+    for events, some in sets.items():
+        totals: dict[str, Counts] = {}
+        for event in some:
+            of_event, counts = measure_event(
+                ready, event, events=events, card=card, point=point, rounds=rounds
+            )
+            times += of_event
+            totals = {
+                name: totals[name] + counted if name in totals else counted
+                for name, counted in counts.items()
+            }
+            print(_line(of_event), flush=True)
+        for name, counted in totals.items():
+            rows[name] = _with_changes(rows[name], events, rate_changes(counted, totals[REFERENCE]))
+    return Result(header=header, rounds=rounds, engines=tuple(rows.values()), times=tuple(times))
 
 
-def _line(row: Time) -> str:
-    best = f"{min(row.seconds) * 1e3:.1f} to {max(row.seconds) * 1e3:.1f} ms"
-    ratio = f"{np.mean(row.ratio):.2f} times as fast as torch ({min(row.ratio):.2f} to {max(row.ratio):.2f})"
-    return f"event {row.event_id}, {row.stage}, {row.n_rows} rows, {row.engine}: {best}, {ratio}"
+def _with_changes(row: EngineRow, events: str, changes: Mapping[str, float | None]) -> EngineRow:
+    return replace(
+        row,
+        efficiency_change=row.efficiency_change | {events: changes["efficiency"]},
+        fake_rate_change=row.fake_rate_change | {events: changes["fake_rate"]},
+    )
+
+
+def _line(rows: Sequence[Time]) -> str:
+    chains = [row for row in rows if row.stage == CHAIN]
+    times = ", ".join(f"{row.engine} {np.median(row.cpu_seconds) * 1e3:.1f} ms" for row in chains)
+    return f"{chains[0].events}, event {chains[0].event_id}, {chains[0].n_hits} hits, processor time: {times}"
 
 
 def main(
-    events: Annotated[list[Path], typer.Argument(help="Events with truth.")],
+    events: Annotated[list[Path], typer.Argument(help="Sets of events with truth, a folder each.")],
     *,
     engines: Annotated[Path, typer.Option(help="Folder of ONNX engines of the weights, fp32.")],
     weights: Annotated[Path, typer.Option(help="Folder of weights.")],
     out: Annotated[Path, typer.Option(help="JSON file for the figures.")],
     plans: Annotated[
-        Path | None, typer.Option(help="Folder of TensorRT engines of the weights, where TensorRT is.")
-    ] = None,
+        list[Path],
+        typer.Option(
+            help="Folder of TensorRT engines of the weights; may be given again for another precision."
+        ),
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
     working_point: Annotated[
         WorkingPointName | None, typer.Option(help="The cuts; the model's default if not given.")
     ] = None,
-    first: Annotated[int, typer.Option(min=1, help="Events that are taken, the first of those given.")] = 4,
+    first: Annotated[int, typer.Option(min=1, help="Events that are taken of each set, the first ones.")] = 4,
     rounds: Annotated[
         int, typer.Option(min=1, help="Rounds that count, on each event; a median wants 20, a p95 200.")
     ] = 20,
@@ -332,28 +326,24 @@ def main(
     set_compiled_threads(threads)
     card, networks = load_weights(weights)
     check_card(engines, card=card)
-    taken = list(islice(read_all(events), first))
-    if not taken:
-        raise UsageError("bench.engines: the event files hold no events")
-    result: dict[str, Any] = {
-        **describe_machine(),
-        "threads": threads,
-        "versions": describe_versions(("tritrack", "numpy", "numba", "onnx", "onnxruntime", "torch")),
-        "card_sha256": card.hash,
-        "model": card.name,
-        "working_point": working_point or card.default,
-        "n_events": len(taken),
-        "rounds": rounds,
-    }
+    sets = {path.stem: list(islice(read_all([path]), first)) for path in events}
+    if len(sets) < len(events):
+        raise UsageError(
+            "bench.engines: two sets of events have one name; their times could not be told apart"
+        )
+    if not all(sets.values()):
+        raise UsageError("bench.engines: the event files of a set hold no events")
+    header = make_header(
+        "engines", card=card, working_point=working_point, threads=threads, packages=PACKAGES
+    )
     with tempfile.TemporaryDirectory() as folder:
         # What an earlier run left would hide what compiling costs.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         found = candidates(
             card=card, networks=networks, engines=engines, plans=plans, compiled=compiled, threads=threads
         )
-        result |= measure(found, taken, card=card, point=working_point, rounds=rounds)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        result = measure(found, sets, header=header, card=card, point=working_point, rounds=rounds)
+    write_result(result, out)
 
 
 if __name__ == "__main__":

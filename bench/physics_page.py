@@ -6,7 +6,6 @@ holds its pictures in itself, and the pictures as PNG in a folder for each set.
 
 from __future__ import annotations
 
-import base64
 from html import escape
 from pathlib import Path  # noqa: TC003  (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ import msgspec
 import numpy as np
 import typer
 
+from tritrack.bench.page import plots, png_uri, share_cell, table, write_html
 from tritrack.failures import one_sentence
 from tritrack.physics.axes import AXES
 from tritrack.physics.metrics import Report
@@ -36,30 +36,6 @@ RATES = {
 """The rates of the tables, in order, with their names there."""
 _OF_TRACKS = ("fake_rate", "unmatched_rate", "duplicate_rate")
 """Of the rates over tracks, which are the same for all selections, those that are drawn."""
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 68rem;
-       margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.35rem; border-top: 2px solid #d55e00; padding-top: .6rem; margin-top: 2.5rem; }
-h3 { font-size: 1.08rem; margin: 1.8rem 0 .4rem; }
-p, li, dd { max-width: 46rem; }
-.note { color: #555; font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; font-size: .95rem; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid #e2e2e2; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #888; font-weight: 600; }
-td small { color: #666; display: block; white-space: nowrap; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: .5rem; }
-.plots img { width: 100%; height: auto; }
-.refused { background: #fff4ec; border-left: 4px solid #d55e00; padding: .4rem .8rem; }
-dt { font-weight: 600; margin-top: .5rem; } dd { margin-left: 0; }
-code { overflow-wrap: anywhere; }
-@media print { body { font-size: 10pt; max-width: none; padding: 0; } .plots { grid-template-columns: repeat(3, 1fr); }
-  .plots, tr, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
-@media (max-width: 30rem) { th, td { padding-right: .5rem; font-size: .85rem; } }
-"""
 
 
 def write_page(results: Sequence[Path], *, out: Path) -> Path:
@@ -86,27 +62,26 @@ def write_page(results: Sequence[Path], *, out: Path) -> Path:
         f"<li>{escape(name)}: {escape(meaning)}</li>" for name, meaning in _selections(found).items()
     ]
     page = out / PAGE_FILE
-    page.write_text(
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Track finding: graph network and Kalman filter</title><style>{_STYLE}</style></head><body>"
-        "<h1>Track finding: tritrack beside ACTS' Kalman filter</h1>"
+    write_html(
+        page,
+        title="Track finding: graph network and Kalman filter",
+        body="<h1>Track finding: tritrack beside ACTS' Kalman filter</h1>"
         "<p>Both finders ran on the same events and the same hits. Matched is a track by double majority; "
         "intervals are 68 % Clopper-Pearson.</p>"
         f"<ul>{''.join(selections)}</ul>"
-        f"{_summary(found)}{''.join(body)}{_definitions(found)}</body></html>\n"
+        f"{summary(found)}{''.join(body)}{_definitions(found)}",
     )
     return page
 
 
-def _summary(results: Sequence[dict[str, Any]]) -> str:
+def summary(results: Sequence[dict[str, Any]]) -> str:
     """Return what most readers want, of all sets of events."""
     rows = []
     for result in results:
         for name in result["threads"]:
             rows.append([escape(_title(result)), escape(name), *_summary_cells(result, name)])
     heads = ["events", "finder", *(f"efficiency, {key}" for key in _selections(results))]
-    return _table([*heads, *(RATES[rate].lower() for rate in _OF_TRACKS), "s an event"], rows)
+    return table([*heads, *(RATES[rate].lower() for rate in _OF_TRACKS), "s an event"], rows)
 
 
 def _summary_cells(result: dict[str, Any], name: str) -> list[str]:
@@ -116,8 +91,8 @@ def _summary_cells(result: dict[str, Any], name: str) -> list[str]:
     reports = result["finders"][name]["reports"]
     first = next(iter(reports.values()))
     return [
-        *(_share(report["efficiency"]) for report in reports.values()),
-        *(_share(first[rate]) for rate in _OF_TRACKS),
+        *(share_cell(report["efficiency"]) for report in reports.values()),
+        *(share_cell(first[rate]) for rate in _OF_TRACKS),
         _seconds(result, name),
     ]
 
@@ -175,10 +150,10 @@ def _rates(result: dict[str, Any]) -> str:
         # Rates of tracks are the same whatever the selection of particles.
         for selection in result["selections"] if "efficiency" in key else list(result["selections"])[:1]:
             label = f"{name}, {selection}" if "efficiency" in key else name
-            rows.append([label, *(_share(f["reports"][selection][key]) for f in finders.values())])
+            rows.append([label, *(share_cell(f["reports"][selection][key]) for f in finders.values())])
     for cut in dict.fromkeys(cut for finder in finders.values() for cut in finder["fitted"]):
         fits = (finder["fitted"].get(cut) for finder in finders.values())
-        cells = ("not fitted" if fit is None else _share(fit["unmatched_rate"]) for fit in fits)
+        cells = ("not fitted" if fit is None else share_cell(fit["unmatched_rate"]) for fit in fits)
         rows.append([f"Unmatched, fitted {escape(cut)}", *cells])
     for selection in result["selections"]:
         rows.append(
@@ -190,7 +165,7 @@ def _rates(result: dict[str, Any]) -> str:
     first = next(iter(result["selections"]))
     rows.append(["Tracks", *(f"{f['reports'][first]['n_tracks']:,}" for f in finders.values())])
     rows.append(["Median time per event, s", *(_seconds(result, name) for name in finders)])
-    return "<h3>What was found</h3>" + _table(["", *finders], rows)
+    return "<h3>What was found</h3>" + table(["", *finders], rows)
 
 
 def _plots(result: dict[str, Any], pictures: Path) -> str:
@@ -219,12 +194,10 @@ def _plots(result: dict[str, Any], pictures: Path) -> str:
 
 
 def _pictures(files: Iterable[Path], what: str) -> str:
-    images = [
-        f"<img alt='{escape(what)} against {escape(axis.name)}' "
-        f"src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
+    return plots(
+        (f"{what} against {axis.name}", png_uri(file.read_bytes()))
         for file, axis in zip(files, AXES, strict=True)
-    ]
-    return f"<div class='plots'>{''.join(images)}</div>"
+    )
 
 
 def _losses(result: dict[str, Any]) -> str:
@@ -239,12 +212,12 @@ def _losses(result: dict[str, Any]) -> str:
             for stage in stages
         ]
         rows.append(["all", *(f"{entry['n_lost']:,} of {entry['n_targets']:,}" for entry in losses.values())])
-        parts.append(f"<h3>Where {escape(name)} lost them</h3>{_table(['stage', *losses], rows)}")
+        parts.append(f"<h3>Where {escape(name)} lost them</h3>{table(['stage', *losses], rows)}")
     return "".join(parts)
 
 
 def _lost(entry: dict[str, Any]) -> str:
-    return f"{entry['n']:,} = {_share(entry['share'])}"
+    return f"{entry['n']:,} = {share_cell(entry['share'])}"
 
 
 def _edges(result: dict[str, Any]) -> str:
@@ -256,16 +229,16 @@ def _edges(result: dict[str, Any]) -> str:
             [
                 stage,
                 f"{views['targets']['n_edges'] / views['targets']['n_events']:,.0f}",
-                *(_share(views[selection]["edge_efficiency"]) for selection in result["selections"]),
-                _share(views["targets"]["edge_efficiency_all"]),
-                _share(views["targets"]["edge_purity"]),
-                _share(views["targets_skip_one"]["edge_purity"]),
+                *(share_cell(views[selection]["edge_efficiency"]) for selection in result["selections"]),
+                share_cell(views["targets"]["edge_efficiency_all"]),
+                share_cell(views["targets"]["edge_purity"]),
+                share_cell(views["targets_skip_one"]["edge_purity"]),
             ]
             for stage, views in finder["edges"].items()
         ]
         heads = ["after", "edges an event", *(f"efficiency, {key}" for key in result["selections"])]
         heads += ["efficiency, all particles", "purity", "purity, one hit skipped"]
-        parts.append(f"<h3>Edges of {escape(name)}</h3>{_table(heads, rows)}")
+        parts.append(f"<h3>Edges of {escape(name)}</h3>{table(heads, rows)}")
     return "".join(parts)
 
 
@@ -282,7 +255,7 @@ def _times(result: dict[str, Any]) -> str:
         if any(run["conversion_seconds"] for run in runs):
             rows.append(["besides: handing over", *_spread([run["conversion_seconds"] for run in runs])])
         title = f"{escape(name)}, {threads} thread{'s' if threads > 1 else ''}, {len(runs)} events"
-        parts.append(f"<h3>Time: {title}</h3>" + _table(["s", "median", "least", "most"], rows))
+        parts.append(f"<h3>Time: {title}</h3>" + table(["s", "median", "least", "most"], rows))
     return "".join(parts)
 
 
@@ -348,20 +321,6 @@ def _definitions(results: Sequence[dict[str, Any]]) -> str:
     }  # fmt: skip
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms.items())
     return f"<h2>Definitions</h2><dl>{items}</dl>"
-
-
-def _share(entry: dict[str, Any]) -> str:
-    if entry["value"] is None:
-        return "none to count"
-    return f"{entry['value']:.4f}<small>{entry['low']:.4f} to {entry['high']:.4f}</small>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; cells are HTML, and short rows are filled up."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    filled = ([*row, *[""] * (len(heads) - len(row))] for row in rows)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in filled)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def main(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, WorkingPointName
 
     Result = TypeVar("Result", bound="Measured")
+    Decoded = TypeVar("Decoded")
 
 
 class ResultError(ValueError):
@@ -132,6 +134,26 @@ def read_result(path: Path, kind: type[Result]) -> Result:
     ResultError
         Where the file is not there, is no JSON, or does not fit the schema.
     """
+    return _read(path, kind)
+
+
+def read_named(path: Path, measurement: str) -> Measured:
+    """Read a result of the measurement of this name (raises ResultError)."""
+    kind: type[Measured] = import_module(f"tritrack.bench.{measurement}").Result
+    return read_result(path, kind)
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a result of any measurement (raises ResultError)."""
+    return _read(path, _Headed).header
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Headed:
+    header: Header
+
+
+def _read(path: Path, kind: type[Decoded]) -> Decoded:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:

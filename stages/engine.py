@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 # Read when it is imported: without this it keeps a telemetry database in the home folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
     from tritrack.stages.contract import StageSpec
 
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
+CPU: Provider = "CPUExecutionProvider"
+CUDA: Provider = "CUDAExecutionProvider"
+"""Where ONNX Runtime computes."""
+
+_PROVIDER_OPTIONS: dict[Provider, dict[str, str]] = {CPU: {}, CUDA: {"use_tf32": "0"}}
+"""TF32 would round float32 hit coordinates to three digits."""
+
 
 class Engine(Protocol):
     """A network that runs: the stage's inputs in the contract's order -> its output."""
@@ -30,7 +38,7 @@ class Engine(Protocol):
 
 
 class OnnxEngine:
-    """An ONNX file in ONNX Runtime on the CPU.
+    """An ONNX file in ONNX Runtime.
 
     Parameters
     ----------
@@ -40,14 +48,16 @@ class OnnxEngine:
         The stage, which names its inputs and output.
     threads
         Threads of the session.
+    provider
+        Where it computes; arrays are the host's all the same.
 
     Raises
     ------
     CardError
-        Where the file cannot be loaded.
+        Where the file cannot be loaded, or the provider does not start.
     """
 
-    def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
+    def __init__(self, path: Path, *, spec: StageSpec, threads: int, provider: Provider = CPU) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # The arena keeps the largest buffer of every shape it ever saw, and events differ in shape.
@@ -55,10 +65,13 @@ class OnnxEngine:
         self._inputs = [tensor.name for tensor in spec.inputs]
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+                str(path), sess_options=options, providers=[(provider, _PROVIDER_OPTIONS[provider])]
             )
         except Exception as error:  # noqa: BLE001 (its errors share no other class)
             raise CardError(f"{path}: ONNX Runtime cannot load this engine: {error}") from None
+        # Where one does not start, ONNX Runtime goes on with the CPU.
+        if provider not in self._session.get_providers():
+            raise CardError(f"{path}: ONNX Runtime could not start {provider}")
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""
