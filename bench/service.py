@@ -45,8 +45,6 @@ from tritrack.stages.contract import CUT_STEP, TRACK_LABEL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import psutil
-
     from tritrack.bench.in_process import Answer
     from tritrack.bench.service_cost import Figure
     from tritrack.bench.ways import Labels, Way
@@ -75,10 +73,10 @@ class Contestant:
     way
         How events get there.
     server
-        The server's processes.
+        Ids of the server's processes.
     """
 
-    def __init__(self, finder: TrackFinder, way: Way, *, server: Sequence[psutil.Process]) -> None:
+    def __init__(self, finder: TrackFinder, way: Way, *, server: Sequence[int]) -> None:
         self.model = finder.model
         self.way = way
         self._finder = finder
@@ -129,7 +127,7 @@ def open_ways(
     stack: ExitStack, server: Server, finders: Sequence[TrackFinder], *, max_hits: int
 ) -> tuple[list[Contestant], dict[tuple[str, str], str]]:
     """Open every way to every model; return them, and by model and way why one is missing."""
-    processes = family(server.pid)
+    pids = [process.pid for process in family(server.pid)]
     ready: list[Contestant] = []
     missing: dict[tuple[str, str], str] = {}
     for finder in finders:
@@ -143,7 +141,7 @@ def open_ways(
                 missing[finder.model, name] = str(error)
             else:
                 ways.append(stack.enter_context(closing(way)))
-        ready += [Contestant(finder, way, server=processes) for way in ways]
+        ready += [Contestant(finder, way, server=pids) for way in ways]
     return ready, missing
 
 
