@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import quantile_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,3 +20,17 @@ def quantile(samples: NDArray[np.float64], q: float) -> float | None:
     if len(samples) < round(SAMPLES_BEYOND / (1 - q), 6):
         return None
     return float(np.quantile(samples, q))
+
+
+def median_interval(samples: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return an interval that holds the median 19 times of 20, whatever the distribution; None of too few samples.
+
+    Its ends are two of the samples, as far from the middle as the binomial distribution asks for (W. J. Conover,
+    Practical Nonparametric Statistics).
+    """
+    if len(samples) == 0:
+        return None
+    interval = quantile_test(samples, p=0.5).confidence_interval(confidence_level=0.95)
+    return (
+        None if np.isnan([interval.low, interval.high]).any() else (float(interval.low), float(interval.high))
+    )

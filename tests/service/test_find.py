@@ -254,6 +254,7 @@ def test_the_server_counts_its_work(finder: TrackFinder, hits_of: HitsOf) -> Non
     counts = {new.name: new.count - old.count for old, new in zip(before, after, strict=True)}
     assert counts == dict(zip(STEPS, (2, 2, 1, 1, 1, 1), strict=True))
     assert all(new.compute_ns > old.compute_ns for old, new in zip(before, after, strict=True))
+    assert all(0 < step.moved_ns < step.compute_ns for step in after)
 
 
 def test_another_model_is_not_mistaken_for_a_track_finder(server: Server, hits_of: HitsOf) -> None:

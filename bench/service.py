@@ -1,0 +1,397 @@
+"""What the service costs: ``python -m tritrack.bench.service EVENTS... --out FILE.json``.
+
+Each argument is a set of events. The same events go through the chain in process (`tritrack.bench.in_process`) and
+through a real server, to the ensemble and to the model in one process, by gRPC, HTTP and shared memory. All take turns
+within each round, and what counts is the difference, and the ratio, within a round. Every answer must have the labels
+of the chain in process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritrack.bench.in_process import InProcess, digest
+from tritrack.bench.processes import family, processor_seconds
+from tritrack.bench.regions import NoRegionError
+from tritrack.bench.result import make_header, write_result
+from tritrack.bench.service_cost import (
+    Cost,
+    Result,
+    Sample,
+    Throughput,
+    cost_of,
+    goals_of,
+    throughput_of,
+)
+from tritrack.bench.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
+from tritrack.ensemble_repo.plan import plan_chain
+from tritrack.ensemble_repo.render import render_repository
+from tritrack.events.source import read_all
+from tritrack.failures import UsageError, one_sentence
+from tritrack.service.client import TrackFinder
+from tritrack.service.server import Server
+from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
+from tritrack.stages.contract import CUT_STEP, TRACK_LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tritrack.bench.in_process import Answer
+    from tritrack.bench.service_cost import Figure
+    from tritrack.bench.ways import Labels, Way
+    from tritrack.events.event import Event
+    from tritrack.service.protocol import StepStatistics
+    from tritrack.stages.card import ModelCard
+
+TIMEOUT = 600.0
+"""Seconds that a request may take: a measurement on a busy machine ends all the same."""
+
+REPORTED_WITHIN = 5.0
+"""Seconds that the server's account may lag behind its answer."""
+
+
+class OtherLabelsError(RuntimeError):
+    """A server that does not answer as the chain in process does; the message names the event and the way."""
+
+
+class Contestant:
+    """One model by one way.
+
+    Parameters
+    ----------
+    finder
+        The client of the model.
+    way
+        How events get there.
+    server
+        Ids of the server's processes.
+    """
+
+    def __init__(self, finder: TrackFinder, way: Way, *, server: Sequence[int]) -> None:
+        self.model = finder.model
+        self.way = way
+        self._finder = finder
+        self._server = server
+
+    def measure(self, event: Event) -> tuple[Labels, Sample]:
+        """Send an event and note down all that it took."""
+        before = self._finder.statistics()
+        cpu, start = self._cpu_seconds(), time.perf_counter()
+        labels = self.way.find(event)
+        seconds, cpu = time.perf_counter() - start, self._cpu_seconds() - cpu
+        encode, decode = self.way.client_seconds(event, labels)
+        sample = Sample(
+            seconds=seconds,
+            cpu_seconds=cpu,
+            encode_seconds=encode,
+            decode_seconds=decode,
+            steps=self._grown(before),
+        )
+        return labels, sample
+
+    def _cpu_seconds(self) -> float:
+        return time.process_time() + processor_seconds(self._server)
+
+    def _grown(self, before: Sequence[StepStatistics]) -> tuple[StepStatistics, ...]:
+        """Return what the server's account grew by; a step reports only after it has answered."""
+        deadline = time.monotonic() + REPORTED_WITHIN
+        while True:
+            after = self._finder.statistics()
+            grown = tuple(
+                replace(
+                    new,
+                    count=new.count - old.count,
+                    queue_ns=new.queue_ns - old.queue_ns,
+                    compute_ns=new.compute_ns - old.compute_ns,
+                    moved_ns=new.moved_ns - old.moved_ns,
+                )
+                for old, new in zip(before, after, strict=True)
+            )
+            if all(step.count == 1 for step in grown):
+                return grown
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.model}: after one request the server's account grew by {grown}")
+            time.sleep(1e-3)
+
+
+def open_ways(
+    stack: ExitStack, server: Server, finders: Sequence[TrackFinder], *, max_hits: int
+) -> tuple[list[Contestant], dict[tuple[str, str], str]]:
+    """Open every way to every model; return them, and by model and way why one is missing."""
+    pids = [process.pid for process in family(server.pid)]
+    ready: list[Contestant] = []
+    missing: dict[tuple[str, str], str] = {}
+    for finder in finders:
+        info = finder.server_info()
+        by_http = stack.enter_context(closing(ByHttp(server.http_url, info=info, timeout=TIMEOUT)))
+        ways: list[Way] = [ByGrpc(finder, info=info), by_http]
+        for name in (SYSTEM, CUDA):
+            try:
+                way = ByMemory(server.url, info=info, name=name, max_hits=max_hits, timeout=TIMEOUT)
+            except NoRegionError as error:
+                missing[finder.model, name] = str(error)
+            else:
+                ways.append(stack.enter_context(closing(way)))
+        ready += [Contestant(finder, way, server=pids) for way in ways]
+    return ready, missing
+
+
+def measure_set(
+    events: Sequence[Event],
+    *,
+    offset: int,
+    alone: InProcess,
+    contestants: Sequence[Contestant],
+    rounds: int,
+) -> tuple[list[Answer], list[list[Sample]]]:
+    """Send a set's events in every way, once to warm up and then in rounds.
+
+    Parameters
+    ----------
+    events, offset
+        The set, and the place of its first event among those of the chain in process.
+    alone
+        The chain in process.
+    contestants
+        The ways.
+    rounds
+        Rounds that count.
+
+    Returns
+    -------
+    answers, samples
+        Of each event in each round, in process and by each of the ways.
+
+    Raises
+    ------
+    OtherLabelsError
+        Where labels differ.
+    """
+    answers: list[Answer] = []
+    samples: dict[int, list[Sample]] = defaultdict(list)
+    for turn in range(rounds + 1):
+        for place, event in enumerate(events):
+            found: dict[int, tuple[str, Sample]] = {}
+            # Each round begins with another way: none always runs in the wake of the same one.
+            for number in _rotated(len(contestants) + 1, turn + place):
+                if number == len(contestants):
+                    answer = alone.find(offset + place)
+                    continue
+                labels, sample = contestants[number].measure(event)
+                found[number] = digest(labels), sample
+            for number, (labels_digest, sample) in found.items():
+                if labels_digest != answer.labels:
+                    one = contestants[number]
+                    raise OtherLabelsError(
+                        f"event {event.event_id} to {one.model} by {one.way.name}: other labels than in process"
+                    )
+                if turn > 0:
+                    samples[number].append(sample)
+            if turn > 0:
+                answers.append(answer)
+    return answers, [samples[number] for number in range(len(contestants))]
+
+
+def _rotated(count: int, begin: int) -> Iterator[int]:
+    return (number % count for number in range(begin, begin + count))
+
+
+def costs_of(
+    name: str,
+    events: Sequence[Event],
+    *,
+    measured: tuple[list[Answer], list[list[Sample]]],
+    contestants: Sequence[Contestant],
+    missing: Mapping[tuple[str, str], str],
+    stages: Mapping[str, str | None],
+) -> list[Cost]:
+    """Return a row for each way to each model, in the order of the models; those that are missing last."""
+    answers, samples = measured
+    n_hits = sum(event.n_hits for event in events)
+    wire = sum(event.hits.nbytes for event in events) + n_hits * TRACK_LABEL.dtype.itemsize
+    rows = [
+        cost_of(
+            some,
+            answers,
+            events=name,
+            n_events=len(events),
+            n_hits=n_hits,
+            model=one.model,
+            way=one.way.name,
+            megabytes=wire / len(events) / 1e6,
+            stages=stages,
+        )
+        for one, some in zip(contestants, samples, strict=True)
+    ]
+    return rows + [
+        Cost(events=name, n_events=len(events), n_hits=n_hits, model=model, way=way, missing=reason)
+        for (model, way), reason in missing.items()
+    ]
+
+
+def stages_of_steps(card: ModelCard, point: WorkingPointName | None) -> dict[str, str | None]:
+    """Return, by step of the ensemble, the stage that does the same in process; the filter's is done with its cut."""
+    return {
+        step.name: None if step.computes == CUT_STEP.name else step.computes
+        for step in plan_chain(card, "embedded", point or card.default)
+    }
+
+
+def measure_throughput(
+    name: str, events: Sequence[Event], *, finders: Sequence[TrackFinder], in_flight: int, rounds: int
+) -> Throughput:
+    """Send a set to ensemble and fused model with some requests on their way at once, in rounds.
+
+    The set is sent again until there are twice as many requests as may be on their way, so that the pipe is full for
+    most of the time.
+    """
+    requests = list(islice(cycle(events), max(len(events), 2 * in_flight)))
+    seconds: dict[int, list[float]] = defaultdict(list)
+    for turn in range(rounds + 1):
+        for number in _rotated(len(finders), turn):
+            start = time.perf_counter()
+            for _ in finders[number].find_many(requests, in_flight=in_flight):
+                pass
+            if turn > 0:
+                seconds[number].append(time.perf_counter() - start)
+    return throughput_of(seconds[0], seconds[1], events=name, in_flight=in_flight, n_requests=len(requests))
+
+
+def read_sets(paths: Sequence[Path], *, first: int) -> dict[str, list[Event]]:
+    """Read the first events of each set, by its name.
+
+    Raises
+    ------
+    UsageError
+        Where a set is empty, or two have one name.
+    """
+    sets: dict[str, list[Event]] = {}
+    for path in paths:
+        if path.stem in sets:
+            raise UsageError(f"{path}: another set is called {path.stem}, too")
+        sets[path.stem] = list(islice(read_all([path]), first))
+        if not any(event.n_hits for event in sets[path.stem]):
+            raise UsageError(f"{path}: no hits there")
+    return sets
+
+
+def main(
+    events: Annotated[list[Path], typer.Argument(help="Sets of events, a folder each.")],
+    *,
+    out: Annotated[Path, typer.Option(help="JSON file for the figures.")],
+    engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
+    working_point: Annotated[
+        WorkingPointName | None, typer.Option(help="Working point; the card's default if not given.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of each step, and of the chain in process.")
+    ] = 1,
+    first: Annotated[int, typer.Option(min=1, help="Events that are taken of each set.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; a median wants 20 samples.")] = 20,
+    in_flight: Annotated[
+        list[int], typer.Option(min=1, help="Requests on their way at once; may be given again.")
+    ] = [1, 4],  # noqa: B006 (typer reads it, nothing writes to it)
+) -> None:
+    """Time sets of events in process and through a server, and write JSON."""
+    card = read_card(engines)
+    sets = read_sets(events, first=first)
+    models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
+    costs: list[Cost] = []
+    throughputs: list[Throughput] = []
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        repository = Path(folder) / "model_repository"
+        render_repository(
+            engines=engines, out=repository, server="embedded", device="cpu", threads=threads, fused=True
+        )
+        server = stack.enter_context(Server(repository, models=models))
+        alone = stack.enter_context(
+            InProcess(
+                events,
+                first=first,
+                engines=engines,
+                threads=threads,
+                working_point=working_point,
+                environment=server.installation.environment(Path(folder)),
+            )
+        )
+        finders = [
+            stack.enter_context(TrackFinder(server.url, model=model, timeout=TIMEOUT)) for model in models
+        ]
+        most = max(event.n_hits for some in sets.values() for event in some)
+        contestants, missing = open_ways(stack, server, finders, max_hits=most)
+        offset = 0
+        for name, some in sets.items():
+            measured = measure_set(some, offset=offset, alone=alone, contestants=contestants, rounds=rounds)
+            offset += len(some)
+            costs += costs_of(
+                name,
+                some,
+                measured=measured,
+                contestants=contestants,
+                missing=missing,
+                stages=stages_of_steps(card, working_point),
+            )
+            throughputs += [
+                measure_throughput(name, some, finders=finders, in_flight=count, rounds=rounds)
+                for count in in_flight
+            ]
+    result = Result(
+        header=make_header(
+            "service",
+            card=card,
+            working_point=working_point,
+            threads=threads,
+            packages=(
+                "tritrack",
+                "numpy",
+                "numba",
+                "onnxruntime",
+                "nvidia-pytriton",
+                "tritonclient",
+                "grpcio",
+            ),
+        ),
+        rounds=rounds,
+        costs=tuple(costs),
+        throughputs=tuple(throughputs),
+        goals=goals_of(costs, throughputs),
+    )
+    write_result(result, out)
+    _show(result)
+
+
+def _show(result: Result) -> None:
+    for cost in result.costs:
+        start = f"{cost.events}, {cost.n_hits // cost.n_events} hits an event, {cost.model} by {cost.way}"
+        if cost.missing is not None:
+            print(f"{start}: not measured, {cost.missing}")
+            continue
+        print(
+            f"{start}: adds {_told(cost.added_ms)} ms, of processor time {_told(cost.cpu_added_ms)} ms; outside of the "
+            f"steps {_told(cost.outside_ms)} ms; in process by this {_told(cost.ratio)}"
+        )
+    for row in result.throughputs:
+        print(f"{row.events}, {row.in_flight} in flight: ensemble by fused {_told(row.ratio)}")
+    for goal in result.goals:
+        verdict = {True: "met", False: "not met", None: "cannot be told"}[goal.met]
+        print(f"{goal.events}: {goal.name}: {verdict} ({_told(goal.figure)})")
+
+
+def _told(figure: Figure | None) -> str:
+    if figure is None or figure.p50 is None or figure.low is None or figure.high is None:
+        return "(too few samples)"
+    return f"{figure.p50:.3g} ({figure.low:.3g} to {figure.high:.3g})"
+
+
+if __name__ == "__main__":
+    with one_sentence(extra="server"):
+        typer.run(main)
