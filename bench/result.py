@@ -35,23 +35,23 @@ class Header:
     cpu, cores
         The processor, and the cores that the measurement could use.
     threads
-        Threads of each engine and stage.
+        Threads of each engine and stage; None where a server does not say, or its models differ.
     versions
         Versions of Python and of the packages that matter.
     model, card_sha256
-        Name and hash of the model card.
+        Name and hash of the model card; None of a server that is not tritrack's.
     working_point
-        The cuts.
+        The cuts; None where there are no such points.
     """
 
     measurement: str
     cpu: str
     cores: int
-    threads: int
+    threads: int | None
     versions: dict[str, str]
-    model: str
-    card_sha256: str
-    working_point: str
+    model: str | None
+    card_sha256: str | None
+    working_point: str | None
 
 
 class Measured(Protocol):
@@ -78,6 +78,26 @@ def make_header(
     packages: Iterable[str],
 ) -> Header:
     """Return the header of a measurement made here and now, at a working point or the card's default."""
+    return describe_here(
+        measurement,
+        model=card.name,
+        card_sha256=card.hash,
+        working_point=working_point or card.default,
+        threads=threads,
+        packages=packages,
+    )
+
+
+def describe_here(
+    measurement: str,
+    *,
+    model: str | None,
+    card_sha256: str | None,
+    working_point: str | None,
+    threads: int | None,
+    packages: Iterable[str],
+) -> Header:
+    """Return the header of a measurement made here and now with a model that only a server knows."""
     machine = describe_machine()
     return Header(
         measurement=measurement,
@@ -85,9 +105,9 @@ def make_header(
         cores=int(machine["cores"]),
         threads=threads,
         versions=describe_versions(packages),
-        model=card.name,
-        card_sha256=card.hash,
-        working_point=working_point or card.default,
+        model=model,
+        card_sha256=card_sha256,
+        working_point=working_point,
     )
 
 

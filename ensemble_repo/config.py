@@ -10,7 +10,15 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.ensemble_repo.plan import BACKEND, REQUEST, plan_chain, plan_fused, plan_rules, plan_steps
+from tritrack.ensemble_repo.plan import (
+    BACKEND,
+    ONE_EACH,
+    REQUEST,
+    plan_chain,
+    plan_fused,
+    plan_rules,
+    plan_steps,
+)
 from tritrack.rules.windows import N_COLUMNS
 from tritrack.stages.card import ENSEMBLE, ensemble_name
 from tritrack.stages.contract import CONTRACT_VERSION, TRACK_LABEL
@@ -18,7 +26,7 @@ from tritrack.stages.contract import CONTRACT_VERSION, TRACK_LABEL
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind, Step
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind, Step
     from tritrack.rules.windows import Rules
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
@@ -33,6 +41,7 @@ def model_configs(
     engine: EngineKind = "onnx",
     fused: bool = False,
     rules: Rules | None = None,
+    instances: Instances = ONE_EACH,
 ) -> dict[str, Any]:
     """Build the configuration of every model of the repository.
 
@@ -52,6 +61,8 @@ def model_configs(
         Whether the chain in one process is there as well.
     rules
         Those of the rule-based finder and of the fit; None for a repository without them.
+    instances
+        Instances of each step.
 
     Returns
     -------
@@ -63,7 +74,12 @@ def model_configs(
 
     def of_card(step: Step) -> Any:
         return _step_config(
-            step, sizes=_sizes(card), identity=_identity(card), device=device, threads=threads
+            step,
+            sizes=_sizes(card),
+            identity=_identity(card),
+            device=device,
+            threads=threads,
+            count=instances.count(step),
         )
 
     configs = {step.name: of_card(step) for step in plan_steps(card, server, engine)}
@@ -73,7 +89,9 @@ def model_configs(
         configs[step.name] = of_card(step)
         _set_parameters(configs[step.name], _service(card, step.working_point))
     if rules is not None:
-        configs |= {step.name: _rules_config(step, rules, threads) for step in plan_rules()}
+        configs |= {
+            step.name: _rules_config(step, rules, threads, instances.count(step)) for step in plan_rules()
+        }
     return configs
 
 
@@ -90,14 +108,20 @@ def config_text(config: Any) -> str:
 
 
 def _step_config(
-    step: Step, *, sizes: Mapping[str, int], identity: dict[str, str], device: DeviceKind, threads: int
+    step: Step,
+    *,
+    sizes: Mapping[str, int],
+    identity: dict[str, str],
+    device: DeviceKind,
+    threads: int,
+    count: int,
 ) -> Any:
     config = triton.ModelConfig(
         name=step.name,
         backend=step.backend,
         input=_tensors(triton.ModelInput, step.inputs, sizes),
         output=_tensors(triton.ModelOutput, step.outputs, sizes),
-        instance_group=[triton.ModelInstanceGroup(count=1, kind=f"KIND_{device.upper()}")],
+        instance_group=[triton.ModelInstanceGroup(count=count, kind=f"KIND_{device.upper()}")],
     )
     if step.backend in ("python", BACKEND):
         _set_parameters(config, identity | {"threads": str(threads), "computes": step.computes})
@@ -112,7 +136,7 @@ def _step_config(
     return config
 
 
-def _rules_config(step: Step, rules: Rules, threads: int) -> Any:
+def _rules_config(step: Step, rules: Rules, threads: int, count: int) -> Any:
     """Configure a model of the rules, which are followed on the CPU whatever the device of the networks."""
     identity = {
         "contract_version": str(CONTRACT_VERSION),
@@ -120,7 +144,12 @@ def _rules_config(step: Step, rules: Rules, threads: int) -> Any:
         "card_sha256": rules.hash,
     }
     config = _step_config(
-        step, sizes={"n_columns": N_COLUMNS}, identity=identity, device="cpu", threads=threads
+        step,
+        sizes={"n_columns": N_COLUMNS},
+        identity=identity,
+        device="cpu",
+        threads=threads,
+        count=count,
     )
     metrics = json.dumps(rules.metrics, sort_keys=True)
     _set_parameters(config, {"max_hits": str(rules.max_hits), "metrics": metrics})

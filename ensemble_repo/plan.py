@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,10 +21,15 @@ from tritrack.stages.contract import (
 from tritrack.stages.plan_file import facts_file, plan_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
 
 ADAPTER_FILE = "model.py"
+
+CONFIG_FILE = "config.pbtxt"
+"""A model's configuration, beside its version folders."""
 
 Backend = Literal["python", "onnxruntime", "tensorrt", "tritrack"]
 
@@ -46,6 +51,9 @@ CHAIN = StageSpec(name="chain", inputs=(HITS,), outputs=(TRACK_LABEL,))
 RULE_FINDER = StageSpec(name="rule_finder", inputs=(HITS,), outputs=(TRACK_LABEL,))
 """The rule-based finder."""
 
+COMPUTED = tuple(spec.name for spec in (ENTRY_STEP, *SERVED_STEPS, CHAIN, RULE_FINDER, FIT_STEP))
+"""What a step can compute."""
+
 PYTHON_FILES = (CARD_FILE, RULES_FILE)
 """The version folder of every model that runs in Python holds one of these."""
 
@@ -62,6 +70,55 @@ ServerKind = Literal["embedded", "container"]
 DeviceKind = Literal["cpu", "gpu"]
 
 EngineKind = Literal["onnx", "tensorrt"]
+
+
+class PlanError(ValueError):
+    """A plan that no server can follow; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instances:
+    """How many instances of each step a server runs; each is a process of its own, but for a native backend's.
+
+    Attributes
+    ----------
+    each
+        Of every step that is not named.
+    of
+        Of the steps that compute something (`Step.computes`), at whatever working point.
+    """
+
+    each: int = 1
+    of: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, count in {"each": self.each, **self.of}.items():
+            if count < 1:
+                raise PlanError(f"instances: {count} given for {name}, at least 1 wanted")
+        if unknown := [name for name in self.of if name not in COMPUTED]:
+            raise PlanError(f"instances: no step {unknown[0]}, there are {', '.join(COMPUTED)}")
+
+    def count(self, step: Step) -> int:
+        """Return the instances of a step."""
+        return self.of.get(step.computes, self.each)
+
+
+ONE_EACH = Instances()
+"""What a repository has if nothing else is said."""
+
+
+def read_instances(words: Iterable[str]) -> Instances:
+    """Read counts as a person gives them: ``2`` for every step, ``gnn=2`` for one (raises PlanError)."""
+    each, of = 1, {}
+    for word in words:
+        name, _, count = word.rpartition("=")
+        if not count.isdecimal():
+            raise PlanError(f"instances: {word} given, a number or STEP=NUMBER wanted")
+        if name:
+            of[name] = int(count)
+        else:
+            each = int(count)
+    return Instances(each=each, of=of)
 
 
 @dataclass(frozen=True, kw_only=True)

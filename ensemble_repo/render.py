@@ -6,7 +6,15 @@ import shutil
 from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, BACKEND_FILE, plan_fused, plan_rules, plan_steps
+from tritrack.ensemble_repo.plan import (
+    ADAPTER_FILE,
+    BACKEND_FILE,
+    CONFIG_FILE,
+    ONE_EACH,
+    plan_fused,
+    plan_rules,
+    plan_steps,
+)
 from tritrack.rules.windows import RULES_FILE, read_rules
 from tritrack.stages.card import ENSEMBLE, read_card
 from tritrack.stages.plan_file import plan_file
@@ -14,12 +22,10 @@ from tritrack.stages.plan_file import plan_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind
 
 VERSION = "1"
 """Triton's version of every model: a repository holds one set of weights."""
-
-CONFIG_FILE = "config.pbtxt"
 
 
 class RepositoryError(ValueError):
@@ -35,6 +41,7 @@ def render_repository(
     threads: int,
     fused: bool = False,
     rules: Path | None = None,
+    instances: Instances = ONE_EACH,
 ) -> None:
     """Write the model repository that serves a folder of engines.
 
@@ -55,6 +62,8 @@ def render_repository(
         Write the models of the ``tritrack`` backend, too: the chain in one process.
     rules
         Folder with ``rules.json``: write the rule-based finder and the fit, too.
+    instances
+        Instances of each step, each with its ``threads``.
 
     Raises
     ------
@@ -85,6 +94,7 @@ def render_repository(
         engine=engine,
         fused=fused,
         rules=None if rules is None else read_rules(rules),
+        instances=instances,
     )
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)

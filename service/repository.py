@@ -7,7 +7,10 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from tritrack.ensemble_repo.plan import PYTHON_FILES
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2 as triton
+
+from tritrack.ensemble_repo.plan import CONFIG_FILE, PYTHON_FILES
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STEP_SHM = 1 << 20
-"""Bytes of shared memory that each Python step takes at its start."""
+"""Bytes of shared memory that each instance of a Python step takes at its start."""
 
 ENLARGE = "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
 
@@ -49,7 +52,7 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     Raises
     ------
     ServerStartError
-        Where there is no repository, its card cannot be used, a model is missing, an engine was built for another
+        Where there is no repository, its card or a configuration cannot be used, a model is missing, an engine was built for another
         machine, or shared memory does not do for the start.
     """
     cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
@@ -67,7 +70,7 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     if not os.access(SHM, os.W_OK):
         raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
     in_python = {path.parent for file in PYTHON_FILES for path in repository.glob(f"*/*/{file}")}
-    free, needed = free_bytes(), len(in_python) * STEP_SHM
+    free, needed = free_bytes(), sum(map(_instances, in_python)) * STEP_SHM
     if free < needed:
         raise ServerStartError(
             f"{SHM}: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; {ENLARGE}"
@@ -81,3 +84,16 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
             at_limits >> 20,
             ENLARGE,
         )
+
+
+def _instances(version: Path) -> int:
+    """Return how many instances of a model its configuration asks for."""
+    path = version.parent / CONFIG_FILE
+    try:
+        config = text_format.Parse(path.read_text(), triton.ModelConfig())
+    except FileNotFoundError:
+        raise ServerStartError(f"{path}: missing") from None
+    except text_format.ParseError as error:
+        raise ServerStartError(f"{path}: no configuration of Triton's: {error}") from None
+    # Without a group Triton runs one.
+    return sum(group.count for group in config.instance_group) or 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from tritrack.commands_build import export, repository, simulate, train, tune
-from tritrack.commands_run import evaluate, find, info, serve
+from tritrack.commands_run import evaluate, find, info, load, serve
 from tritrack.failures import one_sentence
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ COMMANDS: dict[Callable[..., None], str | None] = {
     repository: None,
     serve: "server",
     find: "server",
+    load: None,
     evaluate: "plots",
     info: None,
 }

@@ -348,11 +348,25 @@ def repository(
     rules: Annotated[
         Path | None, typer.Option(help="Folder of rules: write the rule-based finder and the fit, too.")
     ] = None,
+    instances: Annotated[
+        list[str],
+        typer.Option(
+            help="Instances of every step, or of one (gnn=2); each has its own threads; may be given again."
+        ),
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
 ) -> None:
     """Write the Triton model repository of a folder of engines."""
+    from tritrack.ensemble_repo.plan import read_instances
     from tritrack.ensemble_repo.render import render_repository
 
     render_repository(
-        engines=engines, out=out, server=server, device=device, threads=threads, fused=fused, rules=rules
+        engines=engines,
+        out=out,
+        server=server,
+        device=device,
+        threads=threads,
+        fused=fused,
+        rules=rules,
+        instances=read_instances(instances),
     )
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")

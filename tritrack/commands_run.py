@@ -1,4 +1,4 @@
-"""The commands that run things: a server, the finding of tracks, their evaluation."""
+"""The commands that run things: a server, the finding of tracks, a load on a server, evaluation."""
 
 from __future__ import annotations
 
@@ -166,6 +166,79 @@ def find(
         errors.print(f"tritrack: {out}: written, without the {refused} events named above")
         raise typer.Exit(FAILED)
     console.print(f"{out}: written", markup=False)
+
+
+def load(
+    *,
+    events: Annotated[
+        list[Path],
+        typer.Option(help="Events to send in turns: a file or folder, as for find; may be given again."),
+    ],
+    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    model: Model = ENSEMBLE,
+    concurrency: Annotated[
+        list[int],
+        typer.Option(min=1, help="Clients that wait for each answer (closed loop); may be given again."),
+    ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
+    rate: Annotated[
+        list[float],
+        typer.Option(
+            help="Events due in a second, whatever the server does (open loop); may be given again."
+        ),
+    ] = [],  # noqa: B006
+    duration: Annotated[float | None, typer.Option(help="Time of each load, in s; 10 if not given.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help="Events of each load, instead of a time.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the arrivals, for --rate.")] = 1,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most requests on their way at once, for --rate; no cap if not given."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Time that an event may take, in s.")] = 60.0,
+    pid: Annotated[
+        int | None,
+        typer.Option(min=1, help="Process id of the server, where it is on this machine: watches it, too."),
+    ] = None,
+    perf_analyzer: Annotated[
+        Path | None,
+        typer.Option(help="Write the events as an input file of NVIDIA's perf_analyzer, and send nothing."),
+    ] = None,
+) -> None:
+    """Put a server under load and measure its throughput and latency."""
+    from tritrack.bench.load import Plan, run_plan
+    from tritrack.bench.perf_analyzer import write_input
+    from tritrack.bench.result import write_result
+    from tritrack.events.source import read_all
+
+    hits = [event.hits for event in read_all(events)]
+    if perf_analyzer is not None:
+        write_input(hits, perf_analyzer)
+        console.print(f"{perf_analyzer}: written, {len(hits)} events", markup=False)
+        return
+    if url is None or out is None:
+        raise UsageError("load: give --url HOST:PORT and --out FILE.json, or --perf-analyzer FILE.json")
+    if bool(concurrency) == bool(rate):
+        raise UsageError("load: give either --concurrency or --rate")
+    if duration is not None and requests is not None:
+        raise UsageError("load: give either --duration or --requests")
+    plan = Plan(
+        model=model,
+        n_clients=tuple(concurrency),
+        rates=tuple(rate),
+        duration=10.0 if duration is None and requests is None else duration,
+        n_requests=requests,
+        seed=seed,
+        max_in_flight=max_in_flight,
+        timeout=timeout,
+        pid=pid,
+    )
+    result = run_plan(url, plan, events=hits, tell=console.print)
+    write_result(result, out)
+    console.print(f"{out}: written", markup=False)
+    if not any(run.n_answered for run in result.loads):
+        raise typer.Exit(FAILED)
 
 
 def evaluate(

@@ -16,7 +16,7 @@ FAILED, MISUSED = 1, 2
 OPTIONAL_LIBRARIES = frozenset(
     {
         "acts", "faiss", "matplotlib", "mplhep", "numba", "onnx", "onnxruntime", "onnxscript", "psutil",
-        "pythia8mc", "pytriton", "safetensors", "torch",
+        "pynvml", "pythia8mc", "pytriton", "safetensors", "torch",
     }
 )  # fmt: skip
 """Modules that come with an extra; that any other is missing is no mistake of the user's."""

@@ -21,11 +21,13 @@ from tritrack.ensemble_repo.plan import (
     CUTS_OF_STEP,
     REQUEST,
     RULE_FINDER,
+    PlanError,
     Step,
     plan_chain,
     plan_fused,
     plan_rules,
     plan_steps,
+    read_instances,
 )
 from tritrack.events.layers import Layers
 from tritrack.rules.windows import Rules
@@ -253,3 +255,37 @@ def test_every_cut_belongs_to_one_step() -> None:
 def test_a_batch_size_is_refused() -> None:
     with pytest.raises(ValueError, match="max_batch_size is 8"):
         config_text(model_config_pb2.ModelConfig(name="graph", max_batch_size=8))
+
+
+@pytest.mark.parametrize(("server", "device"), COMBINATIONS)
+def test_instances_of_each_step(server: Any, device: Any) -> None:
+    instances = read_instances(["2", "gnn=3", "graph=4", "chain=5", "track_fit=6"])
+    wanted = {"gnn": 3, "graph": 4, "chain": 5, "track_fit": 6}
+    configs = model_configs(
+        card=CARD, server=server, device=device, threads=2, fused=True, rules=RULES, instances=instances
+    )
+    steps = [*plan_steps(CARD, server), *plan_fused(CARD), *plan_rules()]
+    for step in steps:
+        (group,) = configs[step.name].instance_group
+        assert group.count == wanted.get(step.computes, 2)
+    others = set(configs) - {step.name for step in steps}
+    assert others == set(ENSEMBLES)
+    assert not any(configs[name].instance_group for name in others)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["two"], "instances: two given, a number or STEP=NUMBER wanted"),
+        (["gnn=-1"], "instances: gnn=-1 given, a number or STEP=NUMBER wanted"),
+        (["0"], "instances: 0 given for each, at least 1 wanted"),
+        (["2", "gnn=0"], "instances: 0 given for gnn, at least 1 wanted"),
+        (
+            ["gn=2"],
+            "instances: no step gn, there are entry, embedding, graph, filter, cut, gnn, labelling, chain, .*",
+        ),
+    ],
+)
+def test_instances_that_cannot_be(words: list[str], sentence: str) -> None:
+    with pytest.raises(PlanError, match=f"^{sentence}$"):
+        read_instances(words)

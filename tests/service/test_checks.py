@@ -115,9 +115,10 @@ def served_card(folder: Path) -> ModelCard:
         limits=Limits(max_hits=1000, max_pairs=1_000_000, max_edges=1_000_000),
         sha256={},
     )
-    for step in ("embedding", "graph"):
+    for step, instances in (("embedding", 1), ("graph", 3)):
         (folder / step / "1").mkdir(parents=True)
         (folder / step / "1" / "card.json").write_bytes(card.to_json())
+        (folder / step / "config.pbtxt").write_text(f"instance_group {{ count: {instances} }}")
     return card
 
 
@@ -135,7 +136,7 @@ def test_shared_memory_is_checked(
         repository.check_repository(tmp_path)
         assert len(caplog.records) == complaints
     monkeypatch.setattr(repository, "free_bytes", lambda: 1 << 20)
-    with pytest.raises(ServerStartError, match=r"1 MB are free, the server's steps take 2 MB; .*--shm-size"):
+    with pytest.raises(ServerStartError, match=r"1 MB are free, the server's steps take 4 MB; .*--shm-size"):
         repository.check_repository(tmp_path)
 
 
@@ -145,6 +146,15 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
     served_card(tmp_path)
     (tmp_path / "embedding" / "1" / "card.json").write_text("{}")
     with pytest.raises(ServerStartError, match=r"card\.json"):
+        repository.check_repository(tmp_path)
+
+
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+    served_card(tmp_path)
+    (tmp_path / "graph" / "config.pbtxt").write_text("instances: many")
+    with pytest.raises(
+        ServerStartError, match=r"graph/config\.pbtxt: no configuration of Triton's: .*instances"
+    ):
         repository.check_repository(tmp_path)
 
 

@@ -16,7 +16,8 @@ from tritonclient.grpc import InferenceServerClient, InferInput, model_config_pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tritrack.ensemble_repo.config import config_text
-from tritrack.ensemble_repo.render import CONFIG_FILE, render_repository
+from tritrack.ensemble_repo.plan import CONFIG_FILE
+from tritrack.ensemble_repo.render import render_repository
 from tritrack.installed import describe_server
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import ServerStartError, UnavailableError

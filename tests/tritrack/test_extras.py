@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -50,6 +51,7 @@ def without(libraries, commands):
 def test_the_client_alone(event_folder, true_tracks, tmp_path):
     evaluate = ("evaluate", event_folder, "--tracks", true_tracks)
     find = ("find", event_folder, "--out", tmp_path / "t.csv")
+    load = ("load", "--events", event_folder, "--url", "127.0.0.1:1", "--out", tmp_path / "l" / "load.json")
     commands = [
         ("--help",),
         *((name, "--help") for name in ("simulate", "train", "export", "repository", "serve", "find")),
@@ -57,7 +59,9 @@ def test_the_client_alone(event_folder, true_tracks, tmp_path):
         (*evaluate, "--json"),
         ("info",),
         ("info", "--json"),
+        ("load", "--events", event_folder, "--perf-analyzer", tmp_path / "p" / "input.json"),
         (*find, "--url", "127.0.0.1:1"),
+        (*load, "--requests", 2, "--concurrency", 1, "--pid", os.getpid()),
         (*find, "--local"),
         (*evaluate, "--plots", tmp_path / "plots"),
         ("simulate", tmp_path / "events", "--events", 1, "--pileup", 1, "--seed", 1),
@@ -65,7 +69,7 @@ def test_the_client_alone(event_folder, true_tracks, tmp_path):
         ("export", "--weights", tmp_path, "--out", tmp_path / "engines"),
     ]
     results = without(OPTIONAL_LIBRARIES, commands)
-    *works, no_server, local, plots, simulate, train, export = results
+    *works, no_server, no_load, local, plots, simulate, train, export = results
     for (code, out, err), command in zip(works, commands, strict=False):
         assert (code, err) == (0, ""), command
         assert out
@@ -73,6 +77,13 @@ def test_the_client_alone(event_folder, true_tracks, tmp_path):
     assert json.loads(works[10][1])["device"] == "cpu"
     assert no_server[0] == 1
     assert "127.0.0.1:1 is not available" in no_server[2]
+    assert no_load[0] == 1
+    assert "no answer: 2 unavailable (the event: 127.0.0.1:1 is not available" in no_load[1]
+    (loaded,) = json.loads((tmp_path / "l" / "load.json").read_text())["loads"]
+    assert loaded["absent"][:2] == [
+        "the server's processor and memory: psutil is not installed",
+        "GPUs: pynvml is not installed",
+    ]
     for (code, _, err), extra in (
         (local, "server"),
         (plots, "plots"),
@@ -83,7 +94,7 @@ def test_the_client_alone(event_folder, true_tracks, tmp_path):
         assert code == 2
         assert err.count("\n") == 1
         assert err.endswith(f" is not installed: in tritrack's folder, pip install '.[{extra}]'\n")
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"l", "p"}
 
 
 @pytest.mark.parametrize("library", ["numba", "onnxruntime"])

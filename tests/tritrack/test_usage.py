@@ -11,6 +11,7 @@ import pytest
 from tritrack.cli import COMMANDS, app
 
 NAMES = [command.__name__ for command in COMMANDS]
+LOAD = ("load", "--events", "{events}", "--url", "localhost:1", "--out", "{tmp}/load.json")
 SIMULATE = ("simulate", "{tmp}/events", "--events", 1, "--pileup", 1, "--seed", 1)
 
 
@@ -43,6 +44,8 @@ def test_help_of_a_command(run, name):
         ("train", "--max-pairs", "pairs"),
         ("train", "--max-edges", "pairs"),
         ("find", "--timeout", "in s"),
+        ("load", "--duration", "in s"),
+        ("load", "--timeout", "in s"),
     ],
 )
 def test_units(run, command, option, unit):
@@ -76,6 +79,17 @@ def test_units(run, command, option, unit):
         (("simulate", "{tmp}/events", "--events", 0), "'--events'"),
         (("repository", "--engines", "{tmp}", "--out", "{tmp}/r", "--server", "other"), "'other' is not one"),
         (("serve", "{tmp}", "--grpc-port", 70000), "'--grpc-port'"),
+        (("load", "--url", "localhost:1"), "Missing option '--events'"),
+        (
+            ("load", "--events", "{events}", "--url", "localhost:1", "--rate", 1),
+            "load: give --url HOST:PORT and --out FILE.json, or --perf-analyzer FILE.json",
+        ),
+        ((*LOAD,), "load: give either --concurrency or --rate"),
+        ((*LOAD, "--rate", 1, "--concurrency", 1), "load: give either --concurrency or --rate"),
+        (
+            (*LOAD, "--rate", 1, "--duration", 1, "--requests", 1),
+            "load: give either --duration or --requests",
+        ),
     ],
 )
 def test_misuse(run, tmp_path, event_folder, true_tracks, arguments, sentence):
@@ -111,6 +125,11 @@ def test_misuse(run, tmp_path, event_folder, true_tracks, arguments, sentence):
             ("repository", "--engines", "{tmp}", "--out", "{tmp}/r"),
             r"tritrack: .*card\.json: no model card there",
         ),
+        (
+            ("repository", "--engines", "{tmp}", "--out", "{tmp}/r", "--instances", "gn=2"),
+            r"tritrack: instances: no step gn, there are .*",
+        ),
+        ((*LOAD, "--rate", 0), r"tritrack: rate: 0 given, above 0 wanted"),
     ],
 )
 def test_failures(run, tmp_path, event_folder, true_tracks, arguments, sentence):
