@@ -71,12 +71,8 @@ def radius_graph(
     """
     if hits.shape[0] < 2:
         return np.empty((2, 0), dtype=np.int32)
-    cells, shape = _cells(embedding, radius=radius)
-    keys = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
-    by_cell = np.argsort(keys, kind="stable")
-    keys = keys[by_cell]
+    by_cell, first, last = _search(embedding, radius=radius)
     points = np.ascontiguousarray(embedding[by_cell].T)
-    first, last = _search_ranges(keys, shape)
     squared = np.float32(radius) * np.float32(radius)
     place, limits = geometry(hits[by_cell]), bounds(windows)
     longest = int(np.maximum(last - first, 0).sum(axis=0).max())
@@ -87,6 +83,14 @@ def radius_graph(
     number = by_cell.astype(np.int32)
     _fill_pairs(points, place, first, last, squared, limits, longest, starts, number, pairs)
     return _chained(hits, orient_pairs(hits, pairs), windows=windows)
+
+
+def count_compared(embedding: NDArray[np.float32], *, radius: float) -> int:
+    """Return how many pairs of hits :func:`radius_graph` compares, each once; see there for the parameters."""
+    if embedding.shape[0] < 2:
+        return 0
+    _, first, last = _search(embedding, radius=radius)
+    return int(np.maximum(last - first, 0).sum())
 
 
 def knn_graph(
@@ -163,6 +167,16 @@ def orient_pairs(hits: NDArray[np.float32], pairs: NDArray[np.int32]) -> NDArray
     # Each change of a sparse matrix between rows and columns sorts by one of the hits, in linear time.
     inner = coo_array((np.ones(a.size, dtype=np.bool_), ends), shape=(n_hits, n_hits)).tocsc().tocsr()
     return np.stack([np.repeat(np.arange(n_hits, dtype=np.int32), np.diff(inner.indptr)), inner.indices])
+
+
+def _search(
+    embedding: NDArray[np.float32], *, radius: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the hits sorted by cell, int64 [n_hits], and the ranges of :func:`_search_ranges`."""
+    cells, shape = _cells(embedding, radius=radius)
+    keys = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
+    by_cell = np.argsort(keys, kind="stable")
+    return by_cell, *_search_ranges(keys[by_cell], shape)
 
 
 def _cells(embedding: NDArray[np.float32], *, radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,0 +1,103 @@
+"""How fast a machine moves memory and multiplies, measured with the threads that a measurement uses.
+
+Every time is of two clocks, float64 [2] as `tritrack.bench.candidates.now` counts them: wall, and processor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from tritrack.bench.candidates import now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tritrack.stages.card import Networks
+
+Device = Literal["cpu", "cuda"]
+
+ARRAY_CACHES = 4
+"""Each of the three arrays of the triad is so many times the last cache: nothing of it stays there."""
+
+SQUARE = 2048
+"""Rows and columns of the large square product."""
+
+ROWS = 1 << 16
+"""Rows of the products in the networks' shapes."""
+
+_REPEATS = 3  # of which the fastest counts
+_USUAL_CACHE = 64 << 20
+
+
+class Probes:
+    """Measures a device: memory by a triad, a = b + s c, as in STREAM (J. D. McCalpin, 1995), and float32 products.
+
+    Parameters
+    ----------
+    device
+        The device; of "cpu" with the threads that torch is set to.
+    networks
+        Sizes of the networks, which are those of the products.
+    cache_bytes
+        The last cache; None for that of this device.
+    """
+
+    def __init__(self, *, device: Device, networks: Networks, cache_bytes: int | None = None) -> None:
+        self._device = device
+        n = ARRAY_CACHES * (cache_bytes or last_cache(device)) // 4
+        self._arrays = [torch.ones(n, device=device) for _ in range(3)]
+        widths = {networks.embedding_width, networks.gnn_width, *networks.filter_widths}
+        shapes = [(ROWS, width, width) for width in sorted(widths)]
+        self._products = {
+            f"[{m}, {k}] x [{k}, {n}]": (
+                torch.ones(m, k, device=device),
+                torch.ones(k, n, device=device),
+                torch.empty(m, n, device=device),
+            )
+            for m, k, n in (*shapes, (SQUARE, SQUARE, SQUARE))
+        }
+
+    def bandwidth(self) -> NDArray[np.float64]:
+        """Return the bytes a second of a triad, by either clock: two arrays read, one written."""
+        a, b, c = self._arrays
+        return 3 * a.nbytes / self._seconds(lambda: torch.add(b, c, alpha=3.0, out=a))
+
+    def rates(self) -> dict[str, NDArray[np.float64]]:
+        """Return the operations a second of each product, by either clock: two for each of its terms."""
+        result = {}
+        for name, (a, b, out) in self._products.items():
+            seconds = self._seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
+            result[name] = 2.0 * a.numel() * b.shape[1] / seconds
+        return result
+
+    def _seconds(self, function: Callable[[], object]) -> NDArray[np.float64]:
+        seconds = [timed(function, device=self._device) for _ in range(_REPEATS + 1)]
+        fastest: NDArray[np.float64] = np.min(seconds, axis=0)
+        return fastest
+
+
+def timed(function: Callable[[], object], *, device: Device) -> NDArray[np.float64]:
+    """Return the time of a call, by either clock, until the device is done."""
+    start = now()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return now() - start
+
+
+def last_cache(device: Device) -> int:
+    """Return the bytes of the last cache, or a usual size where the system does not tell."""
+    if device == "cuda":
+        return int(getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0)) or _USUAL_CACHE
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+        sizes.append(int(text.rstrip("KM")) * unit)
+    return max(sizes, default=_USUAL_CACHE)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tritrack.bench.counts import Count, count_stages, tensors_of
+from tritrack.bench.floors import COMPONENTS, Machine, Result, against_floor, device_stages
+from tritrack.bench.rates import Probes, last_cache
+from tritrack.bench.result import ResultError, read_result
+from tritrack.bench.traffic import Linear, count_network
+from tritrack.events.parquet import event_file, write_event
+from tritrack.stages.card import Networks
+from tritrack.stages.contract import EMBEDDING_STAGE, GNN_STAGE, STAGES
+from tritrack.stages.graph import count_compared, radius_graph
+from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.weights import load_weights
+
+
+def save(path, nodes, weights, inputs, output):
+    graph = helper.make_graph(
+        nodes, "tiny", inputs, [output], [numpy_helper.from_array(w, n) for n, w in weights]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+HITS = helper.make_tensor_value_info("HITS", TensorProto.FLOAT, ["n_hits", 3])
+EDGES = helper.make_tensor_value_info("EDGE_INDEX", TensorProto.INT32, [2, "n_edges"])
+
+
+def test_a_tiny_network_is_counted_as_by_hand(tmp_path):
+    # [n, 3] x [3, 5] + [5], then ReLU.
+    path = save(
+        tmp_path / "embedding.onnx",
+        [helper.make_node("Gemm", ["HITS", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["EMBEDDING"])],
+        [("w", np.ones((3, 5), np.float32)), ("b", np.ones(5, np.float32))],
+        [HITS],
+        helper.make_tensor_value_info("EMBEDDING", TensorProto.FLOAT, ["n_hits", 5]),
+    )
+    cost = count_network(path, spec=EMBEDDING_STAGE)
+    assert cost.weight_bytes == 4 * (15 + 5)
+    assert cost.operations == Linear(per_hit=2 * 3 * 5)
+    assert cost.operator_bytes == {
+        "Gemm": Linear(constant=4 * 20, per_hit=4 * (3 + 5)),
+        "Relu": Linear(per_hit=4 * (5 + 5)),
+    }
+    assert cost.unfused_bytes.at(n_hits=100, n_edges=0) == 80 + 100 * 72
+
+
+def test_a_network_of_edges_is_counted_as_by_hand(tmp_path):
+    # The hits of each edge's one end, [n_edges, 3] x [3, 1]; the end is a row of EDGE_INDEX, a view is nothing.
+    path = save(
+        tmp_path / "gnn.onnx",
+        [
+            helper.make_node("Gather", ["EDGE_INDEX", "zero"], ["inner"], axis=0),
+            helper.make_node("Gather", ["HITS", "inner"], ["x"], axis=0),
+            helper.make_node("MatMul", ["x", "w"], ["score"]),
+            helper.make_node("Reshape", ["score", "flat"], ["EDGE_SCORE"]),
+        ],
+        [
+            ("zero", np.array(0, np.int64)),
+            ("w", np.ones((3, 1), np.float32)),
+            ("flat", np.array([-1], np.int64)),
+        ],
+        [HITS, EDGES],
+        helper.make_tensor_value_info("EDGE_SCORE", TensorProto.FLOAT, ["n_edges"]),
+    )
+    cost = count_network(path, spec=GNN_STAGE)
+    assert cost.operations == Linear(per_edge=2 * 3)
+    assert cost.operator_bytes == {
+        # Of an edge: a row's number read and written, 4 + 4; then three coordinates twice, and the number.
+        "Gather": Linear(constant=8, per_edge=8 + 12 + 12 + 4),
+        "MatMul": Linear(constant=12, per_edge=12 + 4),
+    }
+
+
+def test_what_does_not_grow_linearly_is_refused(tmp_path):
+    path = save(
+        tmp_path / "embedding.onnx",
+        [
+            helper.make_node("Transpose", ["HITS"], ["t"]),
+            helper.make_node("MatMul", ["HITS", "t"], ["EMBEDDING"]),
+        ],
+        [],
+        [HITS, EDGES],
+        helper.make_tensor_value_info("EMBEDDING", TensorProto.FLOAT, ["n_hits", "n_hits"]),
+    )
+    with pytest.raises(ResultError, match=r"embedding.onnx: .* not linear"):
+        count_network(path, spec=GNN_STAGE)
+
+
+def test_the_products_of_the_real_networks_are_those_of_their_layers(small_weights, small_engines):
+    card, networks = load_weights(small_weights)
+    sizes = card.networks
+    by_layers = {
+        name: sum(
+            2 * m.in_features * m.out_features for m in network.modules() if isinstance(m, torch.nn.Linear)
+        )
+        for name, network in networks.items()
+    }
+    for spec in STAGES:
+        if spec.engine:
+            cost = count_network(small_engines / f"{spec.name}.onnx", spec=spec)
+            # Each linear layer runs once for each hit or for each edge.
+            assert cost.operations.per_hit + cost.operations.per_edge == by_layers[spec.name]
+            assert cost.operations.constant == 0
+    n_steps, w = sizes.gnn_steps, sizes.gnn_width
+    per_edge = 2 * (11 * w + w * w + n_steps * 2 * w * w + w * w + w)
+    assert count_network(small_engines / "gnn.onnx", spec=GNN_STAGE).operations.per_edge == per_edge
+
+
+def test_compared_pairs_are_at_least_those_found(small_engines, small_event):
+    pipeline = Pipeline.load(small_engines, threads=1)
+    tensors = tensors_of(pipeline, small_event.hits)
+    embedding = tensors[1]["EMBEDDING"]
+    n = small_event.n_hits
+    cuts = pipeline.card.point().cuts
+    n_pairs = radius_graph(
+        small_event.hits, embedding, radius=cuts.radius, windows=cuts.windows, max_pairs=10**9
+    ).shape[1]
+    assert n_pairs <= count_compared(embedding, radius=cuts.radius) <= n * (n - 1) // 2
+    assert count_compared(embedding, radius=1e6) == n * (n - 1) // 2
+    assert count_compared(embedding[:1], radius=1.0) == 0
+    costs = {
+        spec.name: count_network(small_engines / f"{spec.name}.onnx", spec=spec)
+        for spec in STAGES
+        if spec.engine
+    }
+    counts = count_stages(pipeline, tensors, costs)
+    pairs, edges = tensors[2]["EDGE_INDEX"].nbytes, tensors[3]["EDGE_INDEX"].nbytes
+    assert counts["graph"].bytes == n * (12 + 4 * 4) + pairs
+    assert counts["labelling"] == Count(bytes=n * 12 + edges + edges // 2 + n * 8)
+    assert counts["filter"].bytes == n * 12 + pairs + edges + costs["filter"].weight_bytes
+    assert counts["graph"].operations == 12 * count_compared(embedding, radius=cuts.radius)
+
+
+def test_the_floor_is_the_longer_of_two_times():
+    machine = Machine(
+        device="cpu", clock="wall", bandwidth=(100.0, 200.0), rates={"a": (10.0, 10.0), "b": (50.0, 5.0)}
+    )
+    found = against_floor(Count(bytes=200, operations=60.0, unfused_bytes=400.0), (4.0, 12.0), machine)
+    assert found["floor_seconds"] == (2.0, 6.0)
+    assert found["unfused_seconds"] == (4.0, 2.0)
+    assert (found["bound"], found["fraction"]) == ("operations", 0.5)
+    assert against_floor(Count(bytes=200), (4.0, 4.0), machine)["bound"] == "bytes"
+
+
+def test_the_device_has_all_stages(small_weights, small_engines, small_event):
+    _, networks = load_weights(small_weights)
+    pipeline = Pipeline.load(small_engines, threads=1)
+    tensors = tensors_of(pipeline, small_event.hits)
+    stages = device_stages(pipeline, networks, tensors, device="cpu")
+    assert list(stages) == ["embedding", "graph", "filter", "gnn", COMPONENTS]
+    np.testing.assert_allclose(stages["gnn"]().numpy(), tensors[-1]["EDGE_SCORE"], atol=1e-4)
+    assert stages["graph"]().shape == tensors[2]["EDGE_INDEX"].shape
+    assert stages[COMPONENTS]().shape == (small_event.n_hits,)
+
+
+def test_the_machine_is_measured():
+    probes = Probes(device="cpu", networks=Networks(embedding_width=8, gnn_width=4), cache_bytes=1 << 16)
+    wall, cpu = probes.bandwidth()
+    assert min(wall, cpu) > 0
+    rates = probes.rates()
+    assert len(rates) == 5  # of the widths 4, 8, 64 and 128, and the square
+    assert np.min(list(rates.values())) > 0
+    assert last_cache("cpu") >= 1 << 18
+
+
+@pytest.mark.slow
+def test_every_stage_is_set_against_its_floor(small_weights, small_engines, small_event, tmp_path):
+    write_event(small_event, tmp_path / event_file(small_event.event_id))
+    out = tmp_path / "bench" / "floors.json"
+    command = [sys.executable, "-m", "tritrack.bench.floors", tmp_path, "--weights", small_weights]
+    command += ["--engines", small_engines, "--out", out, "--rounds", "2", "--threads", "1"]
+    subprocess.run(command, check=True)
+    result = read_result(out, Result)
+    on_cpu = [row for row in result.rows if row.device == "cpu"]
+    assert [row.stage for row in on_cpu] == [spec.name for spec in STAGES]
+    for row in on_cpu:
+        assert len(row.seconds) == len(row.floor_seconds) == 2
+        assert 0 < row.fraction < 1
+        assert 0 < row.cpu_fraction < 1
+        assert bool(row.unfused_seconds) is (row.stage not in ("graph", "labelling"))
+        assert result.ratios()[f"fraction of the floor, {row.stage} on cpu"] == row.fraction
+    gaps = [gap for gap in result.gaps if gap.device == "cpu"]
+    assert len(gaps) == 3
+    assert gaps[0].seconds >= gaps[1].seconds >= gaps[2].seconds > 0
+    assert (result.gpu is not None) is torch.cuda.is_available()
