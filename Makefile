@@ -66,6 +66,22 @@ bench-gpu: $(VENV)/dev  ## Build TensorRT engines of the shipped weights and tim
 		--events events/samples --out $(PLANS)
 	$(BIN)/python -m tritrack.bench.gpu --engines $(PLANS) --out bench/results events/samples
 
+# The page is made of what there is, and the protocol's failure is what counts at the end.
+.PHONY: bench bench-full bench-check
+bench: $(VENV)/dev  ## Measure in minutes, into bench/results/short, and make the page bench/report.html
+	$(call bench,short)
+
+bench-full: $(VENV)/dev  ## Measure in hours, into bench/results/full, and make the page
+	$(call bench,full)
+
+define bench
+	$(BIN)/python -m tritrack.bench.protocol $(1) --out bench/results; code=$$?; \
+		$(BIN)/python -m tritrack.bench.report --results bench/results --out bench/report.html && exit $$code
+endef
+
+bench-check: $(VENV)/dev  ## Measure a part again and fail where a ratio is 25 % worse than the committed one
+	$(BIN)/python -m tritrack.bench.guard
+
 # Events to train on and to choose the cuts on: a seed each.
 DIRTY := --noise 0.15 --inefficiency 0.02 --jobs 2
 .PHONY: train

@@ -55,7 +55,7 @@ class EventSet:
 
 
 EVENT_SETS = (
-    # Of 1,000 to 3,000 hits: what one event costs hides nothing of what a request costs.
+    # Of about 1,000 to 5,000 hits: the event's own cost hides little of what a request costs.
     EventSet(name="small", pileup=0, seed=55, short=20, full=100),
     EventSet(name="pileup0", pileup=0, seed=51, short=4, full=20),
     EventSet(name="pileup40", pileup=40, seed=52, short=2, full=10),
