@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TIMEOUT = 600.0
-"""Seconds that a request may take: a measurement on a busy machine ends all the same."""
+"""Seconds that a start or a request may take: a measurement on a busy machine ends all the same."""
 
 SMALLEST, LARGEST = 100, 3000
 """Hits of a request."""
@@ -257,7 +257,7 @@ def main(
         )
         for model in (ensemble_name(working_point, ensemble=one) for one in (ENSEMBLE, FUSED)):
             requests = draw_requests(hits, n_requests=n_requests, max_hits=card.limits.max_hits, seed=seed)
-            with Server(repository, models=[model]) as server:
+            with Server(repository, models=[model], start_timeout=TIMEOUT) as server:
                 row = measure(server, model, requests, n_requests=n_requests, every=every)
             rows.append(row)
             print(_line(row), flush=True)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard
 
 TIMEOUT = 600.0
-"""Seconds that a request may take: a measurement on a busy machine ends all the same."""
+"""Seconds that a start or a request may take: a measurement on a busy machine ends all the same."""
 
 REPORTED_WITHIN = 5.0
 """Seconds that the server's account may lag behind its answer."""
@@ -312,7 +312,7 @@ def main(
         render_repository(
             engines=engines, out=repository, server="embedded", device="cpu", threads=threads, fused=True
         )
-        server = stack.enter_context(Server(repository, models=models))
+        server = stack.enter_context(Server(repository, models=models, start_timeout=TIMEOUT))
         alone = stack.enter_context(
             InProcess(
                 events,
