@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.bench.figures import Series, lines
+from tritrack.bench.pictures import Series, lines
 from tritrack.bench.page import plots, table
 from tritrack.bench.sections import sentence
 
