@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
 
-from tritrack.bench.load import Errors, Latency, Load, StepTime
+from tritrack.bench.figures import Errors, Latency, Load, StepTime
 from tritrack.bench.result import make_header, read_result
 from tritrack.bench.sweep import Result, Row, alternate, best_setting, heaviest_step
 from tritrack.events.event import Event

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tritrack.bench.load import LATE, LoadError, Plan, closed_loop, open_loop, run_plan
+from tritrack.bench.figures import LATE
+from tritrack.bench.load import LoadError, Plan, closed_loop, open_loop, run_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,7 @@ def test_errors_are_counted_by_kind(server: Server, nobody: str, hits_of: HitsOf
     load = closed_loop(nobody, events=[ok], n_clients=2, n_requests=4)
     assert (load.n_answered, load.errors.unavailable, load.events_per_s) == (0, 4, 0)
     assert load.steps == ()
-    assert any("keeps no statistics" in sentence for sentence in load.absent)
+    assert any("gave no statistics" in sentence for sentence in load.absent)
 
     # A step is a model of the same server that gives no tracks.
     load = closed_loop(server.url, events=[ok], n_clients=1, n_requests=2, model="embedding", warm_up=0)

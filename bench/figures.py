@@ -1,0 +1,282 @@
+"""The figures of a load: what is kept of it while it runs, and what is said of it afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from tritrack.bench.quantiles import quantile
+from tritrack.bench.watch import GpuUse, ProcessUse, Use  # noqa: TC001 (msgspec reads the annotations)
+from tritrack.bench.wire import ErrorKind, Failure, WireRequest
+from tritrack.service.protocol import StepStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+GENERATOR_CORES = 0.7
+"""A generator that takes more of a core than this may have set the pace; it runs Python in one thread."""
+
+LATE = 0.01
+"""A request that is sent so many seconds after it was due is late; the clock of the loop counts whole milliseconds."""
+
+LATE_SHARE = 0.01
+"""Share of late requests above which the generator fell behind its schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Seconds from sending (closed loop) or from being due (open loop) to the answer, of answered requests.
+
+    Attributes
+    ----------
+    n
+        Requests.
+    mean, max
+        None where there are none.
+    p50, p95, p99, p999
+        Quantiles; None where the requests are too few (`tritrack.bench.quantiles`).
+    """
+
+    n: int
+    mean: float | None
+    max: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    p999: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Requests without an answer, by kind (`tritrack.bench.wire.Failure`), and the first of each kind."""
+
+    unavailable: int
+    timeout: int
+    refused: int
+    other: int
+    first: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """The server's own account of one of its models over the run, whoever asked.
+
+    Attributes
+    ----------
+    name
+        Name of the model.
+    count
+        Requests that it took.
+    queue, compute
+        Mean seconds that a request waited for it, and that it took; None where there were none.
+    """
+
+    name: str
+    count: int
+    queue: float | None
+    compute: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One load, and how it was borne. Warm-up requests are in none of the figures.
+
+    Attributes
+    ----------
+    loop
+        "closed" or "open".
+    n_clients
+        Of a closed loop.
+    rate, seed
+        Of an open loop: arrivals a second, and the seed of their gaps.
+    max_in_flight, n_held
+        Of an open loop: most requests on their way at once, and how many had to wait for that; None: no such cap.
+    seconds
+        From the start to the last answer. Everything that was sent is waited for and counted.
+    n_sent, n_answered, n_hits
+        Requests sent; answered with a label for each hit; the hits of the latter.
+    events_per_s, hits_per_s
+        Answered ones by ``seconds``.
+    latency
+        Of answered ones.
+    errors
+        The others.
+    late_share, late_max
+        Of an open loop: share of the requests sent more than 10 ms after they were due, and the most seconds.
+    generator_cores
+        Processor time of this process by wall time.
+    saturated
+        Whether the generator took more than 0.7 of a core, or sent more than 1 % of the requests late: then the
+        figures may be its own and not the server's.
+    steps
+        The server's models.
+    process, gpus
+        What the server took of its machine.
+    absent
+        A sentence for everything that is not here.
+    """
+
+    loop: Literal["closed", "open"]
+    n_clients: int | None
+    rate: float | None
+    seed: int | None
+    max_in_flight: int | None
+    n_held: int | None
+    seconds: float
+    n_sent: int
+    n_answered: int
+    n_hits: int
+    events_per_s: float
+    hits_per_s: float
+    latency: Latency
+    errors: Errors
+    late_share: float | None
+    late_max: float | None
+    generator_cores: float
+    saturated: bool
+    steps: tuple[StepTime, ...]
+    process: ProcessUse | None
+    gpus: tuple[GpuUse, ...]
+    absent: tuple[str, ...]
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What happens while a load runs."""
+
+    latencies: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    n_hits: int = 0
+    n_held: int = 0
+
+    def add(self, request: WireRequest, seconds: float, failure: Failure | None) -> None:
+        """Note an answer, or its failure, so many seconds after the request."""
+        if failure is not None:
+            self.failures.append(failure)
+            return
+        self.latencies.append(seconds)
+        self.n_hits += request.n_hits
+
+    @property
+    def n_sent(self) -> int:
+        """Requests that have ended in one or the other."""
+        return len(self.latencies) + len(self.failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A load that has ended: what the loop noted, the clocks, and what server and machine say."""
+
+    tally: Tally
+    seconds: float
+    cpu_seconds: float
+    before: tuple[StepStatistics, ...]
+    after: tuple[StepStatistics, ...]
+    use: Use
+
+
+def make_load(
+    run: Run,
+    *,
+    loop: Literal["closed", "open"],
+    n_clients: int | None = None,
+    rate: float | None = None,
+    seed: int | None = None,
+    max_in_flight: int | None = None,
+) -> Load:
+    """Make the figures of a load that has ended."""
+    tally = run.tally
+    late = np.array(tally.late)
+    late_share = float((late > LATE).mean()) if late.size else None
+    cores = run.cpu_seconds / run.seconds
+    steps = _step_times(run.before, run.after)
+    return Load(
+        loop=loop,
+        n_clients=n_clients,
+        rate=rate,
+        seed=seed,
+        max_in_flight=max_in_flight,
+        n_held=None if max_in_flight is None else tally.n_held,
+        seconds=run.seconds,
+        n_sent=tally.n_sent,
+        n_answered=len(tally.latencies),
+        n_hits=tally.n_hits,
+        events_per_s=len(tally.latencies) / run.seconds,
+        hits_per_s=tally.n_hits / run.seconds,
+        latency=_latency(np.array(tally.latencies)),
+        errors=_errors(tally.failures),
+        late_share=late_share,
+        late_max=float(late.max()) if late.size else None,
+        generator_cores=cores,
+        saturated=cores > GENERATOR_CORES or (late_share or 0.0) > LATE_SHARE,
+        steps=steps,
+        process=run.use.process,
+        gpus=run.use.gpus,
+        absent=run.use.absent if steps else (*run.use.absent, "the server's times: it gave no statistics"),
+    )
+
+
+def _latency(seconds: NDArray[np.float64]) -> Latency:
+    return Latency(
+        n=len(seconds),
+        mean=float(seconds.mean()) if seconds.size else None,
+        max=float(seconds.max()) if seconds.size else None,
+        p50=quantile(seconds, 0.5),
+        p95=quantile(seconds, 0.95),
+        p99=quantile(seconds, 0.99),
+        p999=quantile(seconds, 0.999),
+    )
+
+
+def _errors(failures: Sequence[Failure]) -> Errors:
+    first: dict[ErrorKind, Failure] = {}
+    for failure in failures:
+        first.setdefault(failure.kind, failure)
+    kinds = [failure.kind for failure in failures]
+    return Errors(
+        unavailable=kinds.count("unavailable"),
+        timeout=kinds.count("timeout"),
+        refused=kinds.count("refused"),
+        other=kinds.count("other"),
+        first=tuple(first.values()),
+    )
+
+
+def _step_times(before: Sequence[StepStatistics], after: Sequence[StepStatistics]) -> tuple[StepTime, ...]:
+    at_start = {step.name: step for step in before}
+    times = []
+    for step in after:
+        start = at_start.get(step.name, StepStatistics(name=step.name, count=0, queue_ns=0, compute_ns=0))
+        count = step.count - start.count
+        times.append(
+            StepTime(
+                name=step.name,
+                count=count,
+                queue=(step.queue_ns - start.queue_ns) / count / 1e9 if count > 0 else None,
+                compute=(step.compute_ns - start.compute_ns) / count / 1e9 if count > 0 else None,
+            )
+        )
+    return tuple(times)
+
+
+def summary(load: Load) -> str:
+    """Say a load in a line."""
+    what = f"{load.rate:g} events due in a second" if load.loop == "open" else f"{load.n_clients} clients"
+    latency = load.latency
+    quantiles = [
+        f"{name} {value * 1e3:.0f} ms"
+        for name in ("p50", "p95", "p99", "p999")
+        if (value := getattr(latency, name)) is not None
+    ]
+    if latency.mean is not None and not quantiles:
+        quantiles = [f"mean {latency.mean * 1e3:.0f} ms of {latency.n}"]
+    failed = [f"{n} {kind}" for kind in get_args(ErrorKind) if (n := getattr(load.errors, kind))]
+    words = [f"{what}: {load.events_per_s:.2f} events/s, {load.hits_per_s:.0f} hits/s", *quantiles]
+    words += [f"no answer: {', '.join(failed)} ({load.errors.first[0].message})"] if failed else []
+    words += ["the generator may have set the pace"] if load.saturated else []
+    return ", ".join(words)
