@@ -42,7 +42,7 @@ class Count:
         Of a network its matrix products, of the radius graph three for each axis of each pair that it compares;
         otherwise 0.
     unfused_bytes
-        What the operators of the ONNX file move where each goes to memory; None for a stage without a network.
+        What the operators of a plain ONNX export move where each goes to memory; None for a stage without a network.
     """
 
     bytes: int

@@ -23,9 +23,10 @@ from tritrack.bench.rates import Device, Probes, timed
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.traffic import count_network
 from tritrack.events.source import read_all
+from tritrack.export.network import export_network
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages import components_gpu, graph_gpu
-from tritrack.stages.card import WorkingPointName, engine_file
+from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
 from tritrack.stages.contract import (
     EDGE_INDEX,
     EDGE_SCORE,
@@ -363,7 +364,7 @@ def _line(row: Row) -> str:
 def main(
     events: Annotated[list[Path], typer.Argument(help="Events to time the stages on.")],
     *,
-    engines: Annotated[Path, typer.Option(help="Folder of ONNX engines.")] = Path("build/engines"),
+    engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
     weights: Annotated[Path, typer.Option(help="Folder of the weights that they are of.")] = Path(
         "weights/default"
     ),
@@ -380,7 +381,13 @@ def main(
     check_card(engines, card=card)
     torch.set_num_threads(threads)
     pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
-    costs = {spec.name: count_network(engines / engine_file(spec.name), spec=spec) for spec in NETWORKS}
+    # Counted on the plain export: engines may run in pieces, which changes nothing of what is to be done.
+    costs = {
+        spec.name: count_network(
+            export_network(networks[spec.name], spec=spec, card=card, rendering="scatter"), spec=spec
+        )
+        for spec in NETWORKS
+    }
     with_hits = (event for event in read_all(events) if event.n_hits)
     rows, machines = measure(
         pipeline, islice(with_hits, first), networks=networks, costs=costs, rounds=rounds

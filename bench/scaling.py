@@ -6,6 +6,7 @@ done is kept in ``FILE.points.json``: a run that was stopped goes on from there.
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,10 @@ from tritrack.bench.power_law import PowerLaw, fit_power_law
 from tritrack.bench.result import Header, ResultError, make_header, read_result, write_result
 from tritrack.bench.sizes import Axis, Size, make_sizes, read_wholes, simulate_wholes, window
 from tritrack.failures import UsageError, one_sentence
-from tritrack.stages.card import WorkingPointName, read_card
+from tritrack.stages.card import WorkingPointName, engine_file, read_card
 from tritrack.stages.contract import STAGES
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.plan_file import plan_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -144,9 +146,10 @@ class Largest:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """What a run has done so far, by size."""
+    """What a run has done so far, by size, and the hash of each engine file that it used."""
 
     header: Header
+    engines_sha256: dict[str, str]
     points: tuple[Point, ...]
 
     def ratios(self) -> dict[str, float]:
@@ -223,7 +226,19 @@ def time_once(pipeline: Pipeline, point: Point, hits: NDArray[np.float32]) -> Po
     )
 
 
-def kept_points(file: Path, header: Header) -> dict[str, Point]:
+def hash_engines(folder: Path) -> dict[str, str]:
+    """Return the hash of each network's files: one model card can have been exported in several ways."""
+    names = [
+        name for spec in STAGES if spec.engine for name in (engine_file(spec.name), plan_file(spec.name))
+    ]
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in names
+        if (folder / name).exists()
+    }
+
+
+def kept_points(file: Path, begun: Points) -> dict[str, Point]:
     """Return what an earlier run left, by hash of the hits; nothing where it was made with something else.
 
     Raises
@@ -234,8 +249,8 @@ def kept_points(file: Path, header: Header) -> dict[str, Point]:
     if not file.exists():
         return {}
     kept = read_result(file, Points)
-    if kept.header != header:
-        print(f"{file}: made with another model, machine or version; begun anew", flush=True)
+    if (kept.header, kept.engines_sha256) != (begun.header, begun.engines_sha256):
+        print(f"{file}: made with another model, engine, machine or version; begun anew", flush=True)
         return {}
     return {point.hits_sha256: point for point in kept.points}
 
@@ -270,12 +285,13 @@ def measure(
         Where the checkpoint cannot be read, or a process fails for another reason than its event's size.
     """
     keys = [size.sha256 for size in sizes]
-    points = {key: point for key, point in kept_points(checkpoint, header).items() if key in keys}
+    begun = Points(header=header, engines_sha256=hash_engines(engines), points=())
+    points = {key: point for key, point in kept_points(checkpoint, begun).items() if key in keys}
 
     def keep(point: Point) -> None:
         points[point.hits_sha256] = point
         done = tuple(points[key] for key in keys if key in points)
-        write_result(Points(header=header, points=done), checkpoint)
+        write_result(replace(begun, points=done), checkpoint)
 
     for key, size in zip(keys, sizes, strict=True):
         if key not in points:

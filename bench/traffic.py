@@ -1,4 +1,4 @@
-"""What a network's ONNX file says that it must compute and move, whatever runs it."""
+"""What a network in ONNX says that it must compute and move, whatever runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tritrack.stages.contract import EDGE_INDEX, HITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -78,22 +77,26 @@ class NetworkCost:
         return sum(self.operator_bytes.values(), Linear())
 
 
-def count_network(path: Path, *, spec: StageSpec) -> NetworkCost:
+def count_network(model: onnx.ModelProto, *, spec: StageSpec) -> NetworkCost:
     """Count what a network in ONNX costs, from the shapes of its tensors in small runs.
 
     Parameters
     ----------
-    path
-        The file.
+    model
+        The network as one graph, without loops; every tensor of it becomes an output.
     spec
         The stage, which names its inputs.
 
     Raises
     ------
     ResultError
-        Where its tensors do not grow linearly in hits and edges.
+        Where it has graphs within, or its tensors do not grow linearly in hits and edges.
     """
-    model = onnx.load(path)
+    for node in model.graph.node:
+        if any(each.type in (each.GRAPH, each.GRAPHS) for each in node.attribute):
+            raise ResultError(
+                f"{spec.name}: {node.op_type} has a graph within, what that does cannot be counted"
+            )
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = list(model.graph.node)
     given = {output.name for output in model.graph.output}
@@ -112,7 +115,8 @@ def count_network(path: Path, *, spec: StageSpec) -> NetworkCost:
         tensors = weights | inputs | dict(zip(outputs, session.run(outputs, inputs), strict=True))
         counted.append(_count_nodes(nodes, tensors))
     laws = {
-        name: _linear([counts[name] for counts in counted], what=f"{path}: {name}") for name in counted[0]
+        name: _linear([counts[name] for counts in counted], what=f"{spec.name}: {name}")
+        for name in counted[0]
     }
     return NetworkCost(
         weight_bytes=sum(array.nbytes for array in weights.values()),

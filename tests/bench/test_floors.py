@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tritrack.bench.counts import Count, count_stages, tensors_of
@@ -18,6 +17,7 @@ from tritrack.bench.rates import Probes, last_cache
 from tritrack.bench.result import ResultError, read_result
 from tritrack.bench.traffic import Linear, count_network
 from tritrack.events.parquet import event_file, write_event
+from tritrack.export.network import export_network
 from tritrack.stages.card import Networks
 from tritrack.stages.contract import EMBEDDING_STAGE, GNN_STAGE, STAGES
 from tritrack.stages.graph import count_compared, radius_graph
@@ -25,28 +25,26 @@ from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.weights import load_weights
 
 
-def save(path, nodes, weights, inputs, output):
+def make(nodes, weights, inputs, output):
     graph = helper.make_graph(
         nodes, "tiny", inputs, [output], [numpy_helper.from_array(w, n) for n, w in weights]
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 HITS = helper.make_tensor_value_info("HITS", TensorProto.FLOAT, ["n_hits", 3])
 EDGES = helper.make_tensor_value_info("EDGE_INDEX", TensorProto.INT32, [2, "n_edges"])
 
 
-def test_a_tiny_network_is_counted_as_by_hand(tmp_path):
+def test_a_tiny_network_is_counted_as_by_hand():
     # [n, 3] x [3, 5] + [5], then ReLU.
-    path = save(
-        tmp_path / "embedding.onnx",
+    model = make(
         [helper.make_node("Gemm", ["HITS", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["EMBEDDING"])],
         [("w", np.ones((3, 5), np.float32)), ("b", np.ones(5, np.float32))],
         [HITS],
         helper.make_tensor_value_info("EMBEDDING", TensorProto.FLOAT, ["n_hits", 5]),
     )
-    cost = count_network(path, spec=EMBEDDING_STAGE)
+    cost = count_network(model, spec=EMBEDDING_STAGE)
     assert cost.weight_bytes == 4 * (15 + 5)
     assert cost.operations == Linear(per_hit=2 * 3 * 5)
     assert cost.operator_bytes == {
@@ -56,10 +54,9 @@ def test_a_tiny_network_is_counted_as_by_hand(tmp_path):
     assert cost.unfused_bytes.at(n_hits=100, n_edges=0) == 80 + 100 * 72
 
 
-def test_a_network_of_edges_is_counted_as_by_hand(tmp_path):
+def test_a_network_of_edges_is_counted_as_by_hand():
     # The hits of each edge's one end, [n_edges, 3] x [3, 1]; the end is a row of EDGE_INDEX, a view is nothing.
-    path = save(
-        tmp_path / "gnn.onnx",
+    model = make(
         [
             helper.make_node("Gather", ["EDGE_INDEX", "zero"], ["inner"], axis=0),
             helper.make_node("Gather", ["HITS", "inner"], ["x"], axis=0),
@@ -74,7 +71,7 @@ def test_a_network_of_edges_is_counted_as_by_hand(tmp_path):
         [HITS, EDGES],
         helper.make_tensor_value_info("EDGE_SCORE", TensorProto.FLOAT, ["n_edges"]),
     )
-    cost = count_network(path, spec=GNN_STAGE)
+    cost = count_network(model, spec=GNN_STAGE)
     assert cost.operations == Linear(per_edge=2 * 3)
     assert cost.operator_bytes == {
         # Of an edge: a row's number read and written, 4 + 4; then three coordinates twice, and the number.
@@ -83,9 +80,8 @@ def test_a_network_of_edges_is_counted_as_by_hand(tmp_path):
     }
 
 
-def test_what_does_not_grow_linearly_is_refused(tmp_path):
-    path = save(
-        tmp_path / "embedding.onnx",
+def test_what_does_not_grow_linearly_is_refused():
+    model = make(
         [
             helper.make_node("Transpose", ["HITS"], ["t"]),
             helper.make_node("MatMul", ["HITS", "t"], ["EMBEDDING"]),
@@ -94,31 +90,45 @@ def test_what_does_not_grow_linearly_is_refused(tmp_path):
         [HITS, EDGES],
         helper.make_tensor_value_info("EMBEDDING", TensorProto.FLOAT, ["n_hits", "n_hits"]),
     )
-    with pytest.raises(ResultError, match=r"embedding.onnx: .* not linear"):
-        count_network(path, spec=GNN_STAGE)
+    with pytest.raises(ResultError, match=r"gnn: .* not linear"):
+        count_network(model, spec=GNN_STAGE)
 
 
-def test_the_products_of_the_real_networks_are_those_of_their_layers(small_weights, small_engines):
+def test_graphs_within_are_refused():
+    body = helper.make_graph([], "body", [], [])
+    loop = helper.make_node("Loop", ["", ""], ["EMBEDDING"], body=body)
+    output = helper.make_tensor_value_info("EMBEDDING", TensorProto.FLOAT, ["n_hits", 5])
+    with pytest.raises(ResultError, match="embedding: Loop has a graph within"):
+        count_network(make([loop], [], [HITS], output), spec=EMBEDDING_STAGE)
+
+
+@pytest.fixture(scope="module")
+def costs(small_weights):
     card, networks = load_weights(small_weights)
-    sizes = card.networks
-    by_layers = {
-        name: sum(
-            2 * m.in_features * m.out_features for m in network.modules() if isinstance(m, torch.nn.Linear)
+    return {
+        spec.name: count_network(
+            export_network(networks[spec.name], spec=spec, card=card, rendering="scatter"), spec=spec
         )
-        for name, network in networks.items()
+        for spec in STAGES
+        if spec.engine
     }
-    for spec in STAGES:
-        if spec.engine:
-            cost = count_network(small_engines / f"{spec.name}.onnx", spec=spec)
-            # Each linear layer runs once for each hit or for each edge.
-            assert cost.operations.per_hit + cost.operations.per_edge == by_layers[spec.name]
-            assert cost.operations.constant == 0
-    n_steps, w = sizes.gnn_steps, sizes.gnn_width
+
+
+def test_the_products_of_the_real_networks_are_those_of_their_layers(small_weights, costs):
+    card, networks = load_weights(small_weights)
+    n_steps, w = card.networks.gnn_steps, card.networks.gnn_width
+    for name, network in networks.items():
+        layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        # Each runs once for each hit or for each edge; of the last step nobody reads what becomes of the hits.
+        unread = 4 * 2 * w * w if name == "gnn" else 0
+        products = costs[name].operations
+        assert products.per_hit + products.per_edge == sum(2 * m.weight.numel() for m in layers) - unread
+        assert products.constant == 0
     per_edge = 2 * (11 * w + w * w + n_steps * 2 * w * w + w * w + w)
-    assert count_network(small_engines / "gnn.onnx", spec=GNN_STAGE).operations.per_edge == per_edge
+    assert costs["gnn"].operations.per_edge == per_edge
 
 
-def test_compared_pairs_are_at_least_those_found(small_engines, small_event):
+def test_compared_pairs_are_at_least_those_found(small_engines, small_event, costs):
     pipeline = Pipeline.load(small_engines, threads=1)
     tensors = tensors_of(pipeline, small_event.hits)
     embedding = tensors[1]["EMBEDDING"]
@@ -130,11 +140,6 @@ def test_compared_pairs_are_at_least_those_found(small_engines, small_event):
     assert n_pairs <= count_compared(embedding, radius=cuts.radius) <= n * (n - 1) // 2
     assert count_compared(embedding, radius=1e6) == n * (n - 1) // 2
     assert count_compared(embedding[:1], radius=1.0) == 0
-    costs = {
-        spec.name: count_network(small_engines / f"{spec.name}.onnx", spec=spec)
-        for spec in STAGES
-        if spec.engine
-    }
     counts = count_stages(pipeline, tensors, costs)
     pairs, edges = tensors[2]["EDGE_INDEX"].nbytes, tensors[3]["EDGE_INDEX"].nbytes
     assert counts["graph"].bytes == n * (12 + 4 * 4) + pairs

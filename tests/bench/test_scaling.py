@@ -205,15 +205,17 @@ def test_points_of_another_model_are_not_taken(small_weights, tmp_path):
     card, _ = load_weights(small_weights)
     header = make_header("scaling", card=card, working_point=None, threads=1, packages=["numpy"])
     file = tmp_path / "scaling.points.json"
-    assert kept_points(file, header) == {}
     point = made_up(1_000)
-    scaling.write_result(Points(header=header, points=(point,)), file)
-    assert kept_points(file, header) == {"1000": point}
+    points = Points(header=header, engines_sha256={"gnn.onnx": "one"}, points=(point,))
+    assert kept_points(file, points) == {}
+    scaling.write_result(points, file)
+    assert kept_points(file, points) == {"1000": point}
     for change in ({"card_sha256": "other"}, {"versions": {"numpy": "0"}}, {"threads": 2}):
-        assert kept_points(file, replace(header, **change)) == {}
+        assert kept_points(file, replace(points, header=replace(header, **change))) == {}
+    assert kept_points(file, replace(points, engines_sha256={"gnn.onnx": "two"})) == {}
     file.write_text("{")
     with pytest.raises(ResultError, match=r"scaling\.points\.json"):
-        kept_points(file, header)
+        kept_points(file, points)
 
 
 @pytest.mark.slow
