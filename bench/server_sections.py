@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.bench.pictures import Series, lines
 from tritrack.bench.page import plots, table
+from tritrack.bench.pictures import Series, lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tritrack.bench.load import Load
+    from tritrack.bench.figures import Load
     from tritrack.bench.load import Result as Loads
     from tritrack.bench.memory import Result as Memories
     from tritrack.bench.service_cost import Cost, Figure

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.bench.pictures import Series, lines
 from tritrack.bench.page import plots, table
+from tritrack.bench.pictures import Series, lines
 from tritrack.bench.sections import sentence
 
 if TYPE_CHECKING:
@@ -59,17 +59,26 @@ def scaling(result: Scaling) -> str:
 
 
 def _picture(result: Scaling, axis: Axis, quantity: Quantity, what: str, scale: float) -> str:
+    laws = {fit.stage: fit.law for fit in _fits(result, axis, quantity)}
+    points = [point for point in result.points if axis in point.axes]
     series = []
-    for fit in _fits(result, axis, quantity):
-        told = [
-            (float(point.n_hits), scale * cost)
-            for point in result.points
-            if axis in point.axes and (cost := point.cost(fit.stage, quantity))
-        ]
+    for stage in dict.fromkeys(stage for point in points for stage in point.seconds):
+        told = [(float(point.n_hits), cost) for point in points if (cost := point.cost(stage, quantity))]
+        if not told:
+            continue
         x, y = zip(*sorted(told), strict=True)
-        ends = (fit.law.smallest, fit.law.largest)
-        law = (ends, (scale * fit.law.at(ends[0]), scale * fit.law.at(ends[1])))
-        series.append(Series(name=f"{fit.stage}: {fit.law.exponent:.2f}", x=x, y=y, law=law))
+        law = laws.get(stage)
+        ends = None if law is None else (law.smallest, law.largest)
+        series.append(
+            Series(
+                name=stage if law is None else f"{stage}: {law.exponent:.2f}",
+                x=x,
+                y=tuple(scale * cost for cost in y),
+                law=None
+                if law is None or ends is None
+                else (ends, tuple(scale * law.at(end) for end in ends)),
+            )
+        )
     return lines(series, x="hits", y=what, log_x=True, log_y=True)
 
 
