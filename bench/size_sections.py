@@ -103,7 +103,7 @@ def _exponents(result: Scaling, axis: Axis) -> str:
             ]
             for stage in dict.fromkeys((*times, *memories))
         ]
-    return table(["cost grows with the power", "of time", "of memory"], rows)
+    return table(["cost grows with the power", "of time", "of memory"], rows) if rows else ""
 
 
 def _exponent(fit: Fit | None) -> str:
@@ -121,16 +121,16 @@ def floors(result: Floors) -> str:
         [
             f"{machine.device}, {machine.clock} time",
             f"{np.median(machine.bandwidth) / 1e9:.1f}",
-            *_rates(machine.rates),
+            _best(machine.rates),
         ]
         for machine in result.machines
     ]
     rows = [
         [
             f"{escape(row.stage)} on {row.device}<small>event {row.event_id}, {row.n_hits:,} hits</small>",
-            f"{1e3 * float(np.median(row.seconds)):.3g}<small>n = {len(row.seconds)}</small>",
-            f"{1e3 * float(np.median(row.floor_seconds)):.3g}",
-            f"{1e3 * float(np.median(row.unfused_seconds)):.3g}" if row.unfused_seconds else "",
+            f"{_ms(row.seconds)}<small>n = {len(row.seconds)}</small>",
+            _ms(row.floor_seconds),
+            _ms(row.unfused_seconds) if row.unfused_seconds else "",
             escape(row.bound),
             f"{100 * row.fraction:.1f} %",
             "" if row.cpu_fraction is None else f"{100 * row.cpu_fraction:.1f} %",
@@ -147,11 +147,16 @@ def floors(result: Floors) -> str:
         "<p class='note'>Medians of rounds. Times and rates as of this machine; what is reached is a ratio within each "
         "round.</p>"
         f"{table(heads, rows)}<h3>What the machine reached</h3>"
-        f"{table(['device', 'GB/s', 'products, GFLOP/s'], reached)}"
+        f"{table(['device', 'GB/s', 'best products, GFLOP/s'], reached)}"
         f"<h3>The largest gaps</h3><ol>{''.join(gaps)}</ol>"
     )
 
 
-def _rates(rates: dict[str, tuple[float, ...]]) -> list[str]:
-    told = (f"{escape(name)} {np.median(rate) / 1e9:.1f}" for name, rate in rates.items())
-    return ["; ".join(told)]
+def _ms(seconds: tuple[float, ...]) -> str:
+    median = 1e3 * float(np.median(seconds))
+    return f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+
+
+def _best(rates: dict[str, tuple[float, ...]]) -> str:
+    name = max(rates, key=lambda one: float(np.median(rates[one])))
+    return f"{np.median(rates[name]) / 1e9:.1f}<small>{escape(name)}</small>"
