@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tritrack.bench.page import svg_uri
@@ -26,7 +27,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "0.9",
     "legend.frameon": False,
     # Okabe and Ito's colours, which the colour-blind tell apart.
-    "axes.prop_cycle": mpl.cycler(
+    "axes.prop_cycle": cycler(
         color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
     ),
     "svg.hashsalt": "tritrack",  # the same picture is the same file
