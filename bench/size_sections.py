@@ -34,14 +34,15 @@ def scaling(result: Scaling) -> str:
         n_hits = [point.n_hits for point in points]
         rounds = max(point.n_rounds for point in points)
         parts.append(
-            f"<h3>{escape(axis)}: {meaning}</h3><p class='note'>{len(points)} events of {min(n_hits):,} to "
+            f"<h3>{escape(axis)}: {meaning}</h3><p class='note'>n = {len(points)} events of {min(n_hits):,} to "
             f"{max(n_hits):,} hits; of times, as of this machine, the middle of {rounds} rounds; memory once.</p>"
         )
-        pictures = [
-            (f"{what} against hits, {axis}", _picture(result, axis, quantity, what, scale))
-            for quantity, (what, scale) in _DRAWN.items()
-        ]
-        parts += [plots(pictures), _exponents(result, axis)]
+        if len(points) > 1:
+            pictures = [
+                (f"{what} against hits, {axis}", _picture(result, axis, quantity, what, scale))
+                for quantity, (what, scale) in _DRAWN.items()
+            ]
+            parts += [plots(pictures), _exponents(result, axis)]
         refused = [point for point in points if point.memory.refused is not None]
         parts += [sentence(f"{point.n_hits:,} hits: {point.memory.refused}") for point in refused]
     rows = [
