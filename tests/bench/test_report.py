@@ -84,7 +84,7 @@ def test_engines_are_shown_with_samples_and_reasons(tmp_path):
     write_result(engines(n_rounds=20, gain=3.25), tmp_path / "short" / "engines.json")
     write_report(tmp_path, out=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    for words in ("3.25<small>p50 200 ms", "n = 20: 20 rounds", "1 events of 1,234 to 1,234 hits", "2.0e-06",
+    for words in ("3.25<small>p50 200 ms", "n = 20: 20 rounds", "dense, 1 of its events: 1,234 to 1,234 hits", "2.0e-06",
                   "no &lt;library&gt;", "a &lt;processor&gt;", "0123456789ab<", "From the short protocol"):  # fmt: skip
         assert words in page
     assert "<processor>" not in page
