@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -284,6 +284,86 @@ def read_sets(paths: Sequence[Path], *, first: int) -> dict[str, list[Event]]:
     return sets
 
 
+@contextmanager
+def ready(
+    events: Sequence[Path],
+    *,
+    first: int,
+    engines: Path,
+    threads: int,
+    working_point: WorkingPointName | None,
+    models: Sequence[str],
+) -> Iterator[tuple[Server, InProcess]]:
+    """Start a server, and the chain in process with the server's environment, of the same engines."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        repository = work / "model_repository"
+        render_repository(
+            engines=engines, out=repository, server="embedded", device="cpu", threads=threads, fused=True
+        )
+        with (
+            Server(repository, models=models, start_timeout=TIMEOUT) as server,
+            InProcess(
+                events,
+                first=first,
+                engines=engines,
+                threads=threads,
+                working_point=working_point,
+                environment=server.installation.environment(work),
+            ) as alone,
+        ):
+            yield server, alone
+
+
+def measure(
+    sets: Mapping[str, Sequence[Event]],
+    *,
+    server: Server,
+    models: Sequence[str],
+    alone: InProcess,
+    stages: Mapping[str, str | None],
+    in_flight: Sequence[int],
+    rounds: int,
+) -> tuple[list[Cost], list[Throughput]]:
+    """Measure each set after the other.
+
+    Parameters
+    ----------
+    sets
+        The events, in the order of those of the chain in process.
+    server, models
+        A server that runs; its ensemble and its fused model.
+    alone
+        The chain in process.
+    stages
+        See `tritrack.bench.service_cost.steps_of`.
+    in_flight
+        Requests on their way at once, where throughput is measured.
+    rounds
+        Rounds that count.
+    """
+    costs: list[Cost] = []
+    throughputs: list[Throughput] = []
+    with ExitStack() as stack:
+        finders = [
+            stack.enter_context(TrackFinder(server.url, model=model, timeout=TIMEOUT)) for model in models
+        ]
+        most = max(event.n_hits for events in sets.values() for event in events)
+        contestants, missing = open_ways(stack, server, finders, max_hits=most)
+        offset = 0
+        for name, events in sets.items():
+            measured = measure_set(events, offset=offset, alone=alone, contestants=contestants, rounds=rounds)
+            offset += len(events)
+            costs += costs_of(
+                name, events, measured=measured, contestants=contestants, missing=missing, stages=stages
+            )
+            throughputs += [
+                measure_throughput(name, events, finders=finders, in_flight=count, rounds=rounds)
+                for count in in_flight
+            ]
+    return costs, throughputs
+
+
 def main(
     events: Annotated[list[Path], typer.Argument(help="Sets of events, a folder each.")],
     *,
@@ -305,45 +385,18 @@ def main(
     card = read_card(engines)
     sets = read_sets(events, first=first)
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
-    costs: list[Cost] = []
-    throughputs: list[Throughput] = []
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        repository = Path(folder) / "model_repository"
-        render_repository(
-            engines=engines, out=repository, server="embedded", device="cpu", threads=threads, fused=True
+    with ready(
+        events, first=first, engines=engines, threads=threads, working_point=working_point, models=models
+    ) as (server, alone):
+        costs, throughputs = measure(
+            sets,
+            server=server,
+            models=models,
+            alone=alone,
+            stages=stages_of_steps(card, working_point),
+            in_flight=in_flight,
+            rounds=rounds,
         )
-        server = stack.enter_context(Server(repository, models=models, start_timeout=TIMEOUT))
-        alone = stack.enter_context(
-            InProcess(
-                events,
-                first=first,
-                engines=engines,
-                threads=threads,
-                working_point=working_point,
-                environment=server.installation.environment(Path(folder)),
-            )
-        )
-        finders = [
-            stack.enter_context(TrackFinder(server.url, model=model, timeout=TIMEOUT)) for model in models
-        ]
-        most = max(event.n_hits for some in sets.values() for event in some)
-        contestants, missing = open_ways(stack, server, finders, max_hits=most)
-        offset = 0
-        for name, some in sets.items():
-            measured = measure_set(some, offset=offset, alone=alone, contestants=contestants, rounds=rounds)
-            offset += len(some)
-            costs += costs_of(
-                name,
-                some,
-                measured=measured,
-                contestants=contestants,
-                missing=missing,
-                stages=stages_of_steps(card, working_point),
-            )
-            throughputs += [
-                measure_throughput(name, some, finders=finders, in_flight=count, rounds=rounds)
-                for count in in_flight
-            ]
     result = Result(
         header=make_header(
             "service",
