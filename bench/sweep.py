@@ -77,7 +77,9 @@ class Result:
     n_hits
         Of each event, in the order sent.
     heaviest
-        The step that takes most of the server's time with one instance each.
+        The step that takes most of the server's time, with one instance each and one client.
+    heaviest_share
+        Its share of the time of all steps: on C cores more instances can gain where it is above 1 / C.
     rows
         By setting and load.
     best
@@ -88,6 +90,7 @@ class Result:
     header: Header
     n_hits: tuple[int, ...]
     heaviest: str
+    heaviest_share: float
     rows: tuple[Row, ...]
     best: str
 
@@ -122,10 +125,12 @@ def alternate(events: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]
     return [rising[i // 2] if i % 2 == 0 else rising[-1 - i // 2] for i in range(len(rising))]
 
 
-def heaviest_step(load: Load, *, card: ModelCard, point: WorkingPointName) -> str:
-    """Return what the step computes that took most of the server's time."""
+def heaviest_step(load: Load, *, card: ModelCard, point: WorkingPointName) -> tuple[str, float]:
+    """Return what the step computes that took most of the server's time, and its share of the time of all."""
     computes = {step.name: step.computes for step in plan_chain(card, "embedded", point)}
-    return computes[max(load.steps, key=lambda step: step.count * (step.compute or 0.0)).name]
+    spent = {computes[step.name]: step.count * (step.compute or 0.0) for step in load.steps}
+    heaviest = max(spent, key=lambda step: spent[step])
+    return heaviest, spent[heaviest] / sum(spent.values())
 
 
 def measure(
@@ -242,7 +247,7 @@ def main(
 
         servers = {"1": start("1", ONE_EACH)}
         first = closed_loop(servers["1"].url, events=sent, n_clients=1, model=model, n_requests=len(sent))
-        heaviest = heaviest_step(first, card=card, point=point)
+        heaviest, share = heaviest_step(first, card=card, point=point)
         for count in range(2, most + 1):
             servers[str(count)] = start(str(count), Instances(each=count))
         for count in range(2, most + 1):
@@ -258,6 +263,7 @@ def main(
         ),
         n_hits=tuple(len(hits) for hits in sent),
         heaviest=heaviest,
+        heaviest_share=share,
         rows=tuple(rows),
         best=best_setting(rows),
     )
@@ -267,7 +273,7 @@ def main(
             f"instances {row.setting}, {row.n_clients} clients: {np.median(row.ratio):.2f} times as many events a "
             f"second as with 1 ({min(row.ratio):.2f} to {max(row.ratio):.2f})"
         )
-    print(f"best: {result.best}")
+    print(f"best: {result.best}; {heaviest} takes {share:.2f} of the time of one event")
 
 
 if __name__ == "__main__":

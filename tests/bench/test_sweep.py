@@ -72,7 +72,9 @@ def test_the_best_setting_gains_in_every_round(small_engines, others, best, gain
     rows += [row(name, 64, (99.0,) * 3, ONE) for name in others]  # settings are compared at 8 clients
     assert best_setting(rows) == best
     header = make_header("sweep", card=read_card(small_engines), working_point=None, threads=1, packages=())
-    result = Result(header=header, n_hits=(1,), heaviest="gnn", rows=tuple(rows), best=best)
+    result = Result(
+        header=header, n_hits=(1,), heaviest="gnn", heaviest_share=0.6, rows=tuple(rows), best=best
+    )
     assert result.ratios() == {
         "events_per_s, best instances over 1 each": pytest.approx(gain),
         "events_per_s, 8 clients over 1": 2.0,
@@ -91,7 +93,8 @@ def test_the_heaviest_step_takes_most_of_the_time(small_engines):
         StepTime(name="cut_balanced", count=0, queue=None, compute=None),
     )
     card = read_card(small_engines)
-    assert heaviest_step(load_of(1.0, steps=steps), card=card, point="balanced") == "graph"
+    heaviest, share = heaviest_step(load_of(1.0, steps=steps), card=card, point="balanced")
+    assert (heaviest, share) == ("graph", pytest.approx(0.6))
 
 
 @pytest.mark.slow
@@ -125,6 +128,7 @@ def test_settings_take_turns(small_engines, tmp_path):
     )
     result = read_result(out, Result)
     heaviest = result.heaviest
+    assert 1 / 6 <= result.heaviest_share < 1
     assert [(row.setting, row.n_clients) for row in result.rows] == [
         (setting, n_clients) for setting in ("1", "2", f"{heaviest}=2") for n_clients in (1, 3)
     ]
