@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,10 +13,10 @@ import onnxruntime
 import torch
 
 from tritrack.bench.engine_rows import COMPILED, OURS, PLAIN, REFERENCE, EngineRow
-from tritrack.bench.naive import SUM, joined_network
 from tritrack.bench.precision import in_onnx
 from tritrack.export.cases import drawn_cases
 from tritrack.export.gates import GateError, gate_network, require
+from tritrack.export.joined import joined_network
 from tritrack.export.precision import typed_network
 from tritrack.export.tensorrt import NoTensorRTError, find_tensorrt
 from tritrack.failures import UsageError
@@ -122,13 +123,16 @@ def candidates(
     """Yield every engine, ready to run or with what it lacks; the first is the reference."""
 
     def plain(spec: StageSpec) -> Engine:
-        return in_onnx(joined_network(networks[spec.name]), spec, card, rendering=SUM, threads=threads)
+        # As such networks are commonly written: every layer over pairs takes [x_inner, x_outer, e] put together for
+        # every pair, sums over edges are ScatterElements, and each layer runs over all rows.
+        joined = joined_network(networks[spec.name], most_features=sys.maxsize)
+        return in_onnx(joined, spec, card, rendering="scatter", threads=threads)
 
     def ours(spec: StageSpec, *, provider: Provider) -> Engine:
         return OnnxEngine(engines / engine_file(spec.name), spec=spec, threads=threads, provider=provider)
 
     def half(spec: StageSpec, *, provider: Provider) -> Engine:
-        typed = typed_network(networks[spec.name], "fp16")
+        typed = typed_network(joined_network(networks[spec.name]), "fp16")
         return in_onnx(typed, spec, card, precision="fp16", threads=threads, provider=provider)
 
     ready = partial(load_candidate, networks=networks, card=card)

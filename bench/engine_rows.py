@@ -21,7 +21,7 @@ CHAIN = "chain"
 REFERENCE, COMPILED = "torch", "torch.compile"
 """The engine that the others are set against, and the same one compiled."""
 PLAIN, OURS = "onnx, plain export", "onnx"
-"""The export of `tritrack.bench.naive`, and the one that is served."""
+"""The networks exported as such ones are commonly written, and as they are served."""
 
 
 @dataclass(frozen=True, kw_only=True)

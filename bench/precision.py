@@ -20,6 +20,7 @@ import typer
 from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.events.source import read_all
 from tritrack.export.gates import PHYSICS_TOLERANCE, compare_rates, judge
+from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
 from tritrack.export.precision import typed_network
 from tritrack.failures import UsageError, one_sentence
@@ -51,7 +52,9 @@ def chains(
 ) -> Iterator[tuple[Precision, str, Pipeline]]:
     """Yield each variant's precision, library and chain."""
     for precision, library in VARIANTS:
-        typed = {name: typed_network(network, precision) for name, network in networks.items()}
+        typed = {
+            name: typed_network(joined_network(network), precision) for name, network in networks.items()
+        }
         engines: dict[str, Engine] = {name: partial(run_network, network) for name, network in typed.items()}
         if library == "onnx":
             engines = {

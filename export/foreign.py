@@ -150,7 +150,11 @@ def wrap_foreign(foreign: Foreign, *, spec: StageSpec, card: ModelCard) -> onnx.
         _check_value(inputs[name], tensor, types=_TAKEN[tensor], sizes=sizes, path=path, spec=spec)
     (output,) = spec.engine
     _check_value(outputs[stage.output], output, types=_FLOATS, sizes=sizes, path=path, spec=spec)
-    wrapped = onnx.compose.add_prefix(model, PREFIX)
+    wrapped = onnx.ModelProto()
+    wrapped.CopyFrom(model)
+    # Given here, names of weights are replaced in the bodies of loops, too.
+    names = {tensor.name: PREFIX + tensor.name for tensor in model.graph.initializer}
+    onnx.compose.add_prefix_graph(wrapped.graph, PREFIX, inplace=True, name_map=names)
     _surround(wrapped.graph, spec=spec, stage=stage, sizes=sizes)
     onnx.helper.set_model_props(wrapped, model_props(spec, card))
     return wrapped

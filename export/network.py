@@ -13,7 +13,8 @@ import onnx
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
 
-from tritrack.export.edge_sum import RENDERINGS, Rendering, op
+from tritrack.export.blocks import run_in_blocks
+from tritrack.export.edge_sum import RENDERINGS, SUM_EDGES, Rendering, expand_sums, op
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,6 +90,10 @@ def export_network(
     ClearMetadataAndDocStringPass()(program.model)
     _merge(program.model)
     model = program.model_proto
+    if rendering == "sorted":
+        for dim in _EXAMPLE:
+            model = run_in_blocks(model, dim=dim)
+        expand_sums(model)
     model.ir_version = IR_VERSION
     _check_interface(model, spec=spec, sizes=sizes)
     onnx.helper.set_model_props(
@@ -122,6 +127,8 @@ def _merge(model: onnx_ir.Model) -> None:
     """Compute once what every step of a network needs and writes anew: the order of the edges above all."""
     hits = model.graph.inputs[0]
     for node in model.graph:
+        if node.op_type == SUM_EDGES:
+            node.replace_input_with(2, hits)
         # Each step takes n_hits from a tensor of its own.
         if node.op_type == "Shape" and node.attributes.get_int("end", 0) == 1:
             shape = node.inputs[0].shape if node.inputs[0] is not None else None

@@ -29,6 +29,7 @@ from tritrack.export.gates import (
     gate_physics,
     require,
 )
+from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
 from tritrack.export.precision import typed_network
 from tritrack.stages.card import CARD_FILE, engine_file
@@ -117,7 +118,7 @@ def export_engines(
     else:
         raise ForeignError("export: neither weights nor files of networks from elsewhere are given")
     clear_engines(out)
-    typed = {name: typed_network(network, precision) for name, network in networks.items()}
+    typed = {name: typed_network(joined_network(network), precision) for name, network in networks.items()}
     cases = drawn_cases()
     if foreign is None:
         # The networks are the same at every working point, and only their inputs' sizes differ.

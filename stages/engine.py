@@ -11,7 +11,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from tritrack.stages.card import CardError, engine_file
-from tritrack.stages.contract import PAIR_SCORE
 from tritrack.stages.plan_file import check_plan, plan_file
 
 if TYPE_CHECKING:
@@ -61,9 +60,8 @@ class OnnxEngine:
     def __init__(self, path: Path, *, spec: StageSpec, threads: int, provider: Provider = CPU) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # The arena keeps the largest buffer of every shape it ever saw; events differ in shape. The filter
-        # runs on pieces of one size: there it saves half of the time.
-        options.enable_cpu_mem_arena = PAIR_SCORE in spec.engine
+        # The arena keeps the largest buffer of every shape it ever saw, and events differ in shape.
+        options.enable_cpu_mem_arena = False
         self._inputs = [tensor.name for tensor in spec.inputs]
         try:
             self._session = onnxruntime.InferenceSession(

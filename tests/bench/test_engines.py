@@ -19,11 +19,11 @@ from tritrack.bench.candidates import (
 )
 from tritrack.bench.engine_rows import COMPILED, EngineRow, Time
 from tritrack.bench.engines import Result
-from tritrack.bench.naive import SUM, joined_network
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import Header, read_result
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_cases
+from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
 from tritrack.stages.card import CardError
 from tritrack.stages.contract import STAGES
@@ -56,12 +56,12 @@ def test_a_quantile_wants_enough_samples(n, q, given):
 def test_joined_layers_compute_the_same(small_weights, stage):
     card, networks = load_weights(small_weights)
     network = networks[stage]
-    joined = joined_network(network)
+    joined = joined_network(network, most_features=sys.maxsize)
     assert not any(isinstance(module, PairLinear) for module in joined.modules())
     case = drawn_cases()[6]
     inputs = [case.hits, case.edge_index["gnn"]][: len(NETWORKS[stage].inputs)]
     np.testing.assert_allclose(run_network(joined, *inputs), run_network(network, *inputs), atol=1e-5)
-    model = export_network(joined, spec=NETWORKS[stage], card=card, rendering=SUM)
+    model = export_network(joined, spec=NETWORKS[stage], card=card, rendering="scatter")
     operators = [node.op_type for node in model.graph.node]
     # Two sums a step, but nobody reads the last of two updates.
     assert operators.count("ScatterElements") == (2 if stage == "gnn" else 0)

@@ -45,12 +45,20 @@ def models(small_weights):
     }
 
 
+def graphs_of(graph):
+    """A graph and the bodies of its loops."""
+    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return [graph, *bodies]
+
+
 def types_in(model):
     """Element types of every tensor of a model, by name."""
-    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    return {tensor.name: tensor.data_type for tensor in model.graph.initializer} | {
-        value.name: value.type.tensor_type.elem_type for value in values
-    }
+    types = {}
+    for graph in graphs_of(model.graph):
+        values = (*graph.input, *graph.output, *graph.value_info)
+        types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        types |= {value.name: value.type.tensor_type.elem_type for value in values}
+    return types
 
 
 @pytest.mark.parametrize(
@@ -102,10 +110,11 @@ def test_types_of_what_is_computed(models, precision, stage):
         for tensor in (*ENGINES[stage].inputs, *ENGINES[stage].engine)
     ]
     assert [(name, types[name]) for name, _ in wanted] == wanted
-    products = {types[node.output[0]] for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    products = {types[node.output[0]] for node in nodes if node.op_type in ("Gemm", "MatMul")}
     assert products == {FLOAT, TYPE[precision]}
     # Features, normalisations and sums are float32: on every input of them.
-    for node in model.graph.node:
+    for node in nodes:
         if node.op_type in ("Asinh", "Sqrt", "LayerNormalization", "CumSum", "Sigmoid"):
             assert {types[name] for name in node.input[:1]} <= {
                 FLOAT,

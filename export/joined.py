@@ -1,24 +1,16 @@
-"""The plain export of the networks: what the engines are measured against.
-
-The same weights, computed as they are commonly written: a first linear layer over [x_inner, x_outer, e], put together
-for every pair, and sums over edges by ScatterElements with a reduction.
-"""
+"""A first layer over the joined features of a pair: for few features, and for the plain export of the benchmarks."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tritrack.stages.networks import PairLinear
 
-if TYPE_CHECKING:
-    from tritrack.export.edge_sum import Rendering
-
-SUM: Rendering = "scatter"
-"""The sum over edges of a plain export."""
+FEW = 32
+"""Features of a hit up to which a joined layer is the faster one: rows of intermediate sums are longer than they are."""
 
 
 class JoinedLinear(nn.Module):
@@ -38,11 +30,19 @@ class JoinedLinear(nn.Module):
         return result
 
 
-def joined_network(network: nn.Module) -> nn.Module:
-    """Return a copy of a network whose layers over pairs take joined features."""
+def joined_network(network: nn.Module, *, most_features: int = FEW) -> nn.Module:
+    """Return a copy of a network, which computes the same, with joined layers where hits have few features.
+
+    Parameters
+    ----------
+    network
+        One of `tritrack.stages.networks`.
+    most_features
+        Features of a hit up to which a layer over pairs is joined.
+    """
     joined = copy.deepcopy(network)
     for parent in list(joined.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, PairLinear):
+            if isinstance(layer, PairLinear) and layer.inner.in_features <= most_features:
                 setattr(parent, name, JoinedLinear(layer))
     return joined
