@@ -251,7 +251,9 @@ def _step_times(before: Sequence[StepStatistics], after: Sequence[StepStatistics
     at_start = {step.name: step for step in before}
     times = []
     for step in after:
-        start = at_start.get(step.name, StepStatistics(name=step.name, count=0, queue_ns=0, compute_ns=0))
+        start = at_start.get(
+            step.name, StepStatistics(name=step.name, count=0, queue_ns=0, compute_ns=0, moved_ns=0)
+        )
         count = step.count - start.count
         times.append(
             StepTime(

@@ -261,6 +261,7 @@ def measure(
     engines: Path,
     header: Header,
     working_point: WorkingPointName | None,
+    threads: int,
     rounds: int,
     checkpoint: Path,
 ) -> tuple[Point, ...]:
@@ -270,10 +271,10 @@ def measure(
     ----------
     sizes
         From the least hits to the most.
-    engines, working_point
+    engines, working_point, threads
         The chain.
     header
-        What it is made with; its threads are those of the chain.
+        What it is made with.
     rounds
         Rounds of times.
     checkpoint
@@ -295,12 +296,10 @@ def measure(
 
     for key, size in zip(keys, sizes, strict=True):
         if key not in points:
-            memory = measure_memory(
-                size, engines=engines, working_point=working_point, threads=header.threads
-            )
+            memory = measure_memory(size, engines=engines, working_point=working_point, threads=threads)
             keep(_point(size, key, memory))
             print(_memory_line(points[key]), flush=True)
-    pipeline = Pipeline.load(engines, threads=header.threads, working_point=working_point)
+    pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
     pipeline.find(window(sizes[-1].hits, n_hits=WARM_UP_HITS)[0])
     for turn in range(rounds):
         for key, size in zip(keys, sizes, strict=True):
@@ -461,6 +460,7 @@ def main(
         engines=engines,
         header=header,
         working_point=working_point,
+        threads=threads,
         rounds=rounds,
         checkpoint=out.with_suffix(".points.json"),
     )

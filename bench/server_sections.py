@@ -186,7 +186,7 @@ def sweep(result: Sweep) -> str:
         loads.setdefault(f"instances {row.setting}", []).append(middle)
     return (
         f"<p class='note'>{len(result.n_hits)} events of {min(result.n_hits):,} to {max(result.n_hits):,} hits; the heaviest "
-        f"step is {escape(result.heaviest)}. Best setting: {escape(result.best)}. Times as of this machine.</p>"
+        f"step is {escape(result.heaviest)} ({100 * result.heaviest_share:.0f} % of the time of all). Best setting: {escape(result.best)}. Times as of this machine.</p>"
         f"{table(heads, rows)}{_load_pictures(loads)}"
     )
 

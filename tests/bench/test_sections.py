@@ -117,10 +117,14 @@ def test_instances_are_set_against_one_of_each():
         for setting, rate in (("1", 10.0), ("2", 15.0))
         for clients in (1, 8)
     ]
-    page = sweep(Sweep(header=HEADER, n_hits=(100, 900), heaviest="gnn", rows=tuple(rows), best="2"))
+    page = sweep(
+        Sweep(
+            header=HEADER, n_hits=(100, 900), heaviest="gnn", heaviest_share=0.625, rows=tuple(rows), best="2"
+        )
+    )
     for words in (
         "1.50<small>1.50 to 1.50, n = 1",
-        "heaviest step is gnn",
+        "heaviest step is gnn (62 % of the time of all)",
         "100 to 900 hits",
         "533<small>n = 20",
     ):
