@@ -134,7 +134,7 @@ class Result:
     def gains(self, events: str, stage: str, engine: str, *, over: str = REFERENCE) -> NDArray[np.float64]:
         """Return, for each round on each event, the time of another engine by this one's: above 1 is a gain.
 
-        Processor time, which other programs hardly lengthen; wall time where one of the two waits for a GPU.
+        None where one of the two was not measured. Processor time, which other programs hardly lengthen; wall time where one of the two waits for a GPU.
         """
         on_gpu = {row.engine for row in self.engines if row.device == "gpu"} & {engine, over}
         theirs, mine = (
@@ -147,7 +147,8 @@ class Result:
             )
             for name in (over, engine)
         )
-        gains: NDArray[np.float64] = theirs / mine
+        # One of the two may not be here.
+        gains: NDArray[np.float64] = theirs / mine if len(theirs) == len(mine) else np.empty(0)
         return gains
 
     def ratios(self) -> dict[str, float]:

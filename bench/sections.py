@@ -121,9 +121,9 @@ def _gains_picture(
         for stage in stages
         if (gain := quantile(result.gains(events, stage, OURS, over=PLAIN), 0.5)) is not None
     }
-    pictures.append(
-        (f"{events}: ours by the plain export", bars(ours, x="times as fast as the plain ONNX export"))
-    )
+    if ours:
+        shown = f"{events}: ours by the plain export"
+        pictures.append((shown, bars(ours, x="times as fast as the plain ONNX export")))
     return pictures
 
 
