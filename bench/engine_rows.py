@@ -134,7 +134,7 @@ class Result:
     def gains(self, events: str, stage: str, engine: str, *, over: str = REFERENCE) -> NDArray[np.float64]:
         """Return, for each round on each event, the time of another engine by this one's: above 1 is a gain.
 
-        None where one of the two was not measured. Processor time, which other programs hardly lengthen; wall time where one of the two waits for a GPU.
+        Empty where one of the two was not measured. Processor time, which other programs hardly lengthen; wall time where one of the two waits for a GPU.
         """
         on_gpu = {row.engine for row in self.engines if row.device == "gpu"} & {engine, over}
         theirs, mine = (
