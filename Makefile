@@ -56,6 +56,40 @@ serve: export  ## Serve the shipped weights until Ctrl-C
 	$(BIN)/tritrack repository --engines $(ENGINES) --device cpu --server embedded --out $(REPOSITORY)
 	$(BIN)/tritrack serve $(REPOSITORY)
 
+# NVIDIA's server image (docs/containers.md): DEVICE=gpu serves on a GPU, TENSORRT=1 the plans of export-container.
+TRITON_TAG := 25.01
+CONTAINER_REPOSITORY := build/container_repository
+CONTAINER_PLANS := build/container_plans
+DEVICE := cpu
+THREADS := 2
+COMPOSE := docker compose -p tritrack -f deploy/compose.yaml $(if $(filter gpu,$(DEVICE)),-f deploy/compose.gpu.yaml)
+.PHONY: need-docker
+need-docker:
+	@command -v docker >/dev/null || { echo "make: there is no docker here; install Docker Engine and its compose plugin"; exit 1; }
+	@docker compose version >/dev/null 2>&1 || { echo "make: docker has no compose plugin here; install it"; exit 1; }
+	@docker info >/dev/null 2>&1 || { echo "make: docker reaches no daemon here; start it, or become a member of its group"; exit 1; }
+
+.PHONY: serve-container
+serve-container: need-docker  ## Serve the shipped weights in NVIDIA's server image (DEVICE=gpu, TENSORRT=1)
+	$(if $(TENSORRT),,$(MAKE) export)
+	$(BIN)/tritrack repository --engines $(if $(TENSORRT),$(CONTAINER_PLANS),$(ENGINES)) --server container \
+		--image $(TRITON_TAG) --device $(DEVICE) --threads $(THREADS) --out $(CONTAINER_REPOSITORY)
+	TRITON_TAG=$(TRITON_TAG) REPOSITORY=$(CURDIR)/$(CONTAINER_REPOSITORY) $(COMPOSE) up --build --wait
+
+.PHONY: export-container
+export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server image, for this GPU
+	$(MAKE) $(VENV)/demo
+	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
+		--out build/engines-scatter
+	mkdir -p $(CONTAINER_PLANS)
+	docker build --file deploy/Dockerfile --target export --build-arg TRITON_TAG=$(TRITON_TAG) \
+		--tag tritrack-export:$(TRITON_TAG) .
+	docker run --rm --gpus all --user $$(id -u):$$(id -g) --env NUMBA_CACHE_DIR=/tmp/numba \
+		--volume $(CURDIR)/build/engines-scatter:/engines:ro --volume $(CURDIR)/$(WEIGHTS):/weights:ro \
+		--volume $(CURDIR)/events/samples:/events:ro --volume $(CURDIR)/$(CONTAINER_PLANS):/plans \
+		tritrack-export:$(TRITON_TAG) python3 -m tritrack export --engine tensorrt --engines /engines \
+		--weights /weights --events /events --out /plans
+
 # The engines of a machine with a GPU and TensorRT, and what each stage costs there.
 PLANS := build/plans
 .PHONY: bench-gpu
@@ -65,6 +99,20 @@ bench-gpu: $(VENV)/dev  ## Build TensorRT engines of the shipped weights and tim
 	$(BIN)/tritrack export --engine tensorrt --engines build/engines-scatter --weights $(WEIGHTS) \
 		--events events/samples --out $(PLANS)
 	$(BIN)/python -m tritrack.bench.gpu --engines $(PLANS) --out bench/results events/samples
+
+# All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.
+COMPARE_40 := 4
+COMPARE_200 := 1
+COMPARED := build/compare
+$(ENGINES)/card.json: $(wildcard $(WEIGHTS)/*)
+	$(MAKE) export
+
+.PHONY: compare
+compare: $(VENV)/dev $(ENGINES)/card.json  ## Compare networks, rules and a Kalman filter on the same events: JSON and page
+	$(BIN)/tritrack simulate $(COMPARED)/pileup40 --events $(COMPARE_40) --pileup 40 --seed 32 $(DIRTY)
+	$(BIN)/tritrack simulate $(COMPARED)/pileup200 --events $(COMPARE_200) --pileup 200 --seed 31 $(DIRTY)
+	$(BIN)/python -m tritrack.bench.compare $(COMPARED)/pileup40 $(COMPARED)/pileup200 --engines $(ENGINES) \
+		--rules weights/rules --first $(COMPARE_40) --first $(COMPARE_200) --out $(COMPARED)/compare.json --page
 
 # The page is made of what there is, and the protocol's failure is what counts at the end.
 .PHONY: bench bench-full bench-check

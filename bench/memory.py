@@ -52,11 +52,12 @@ class Memory:
     requests
         Requests answered so far.
     own
-        What its processes are charged with, pages that they share counted once (PSS): the figure that counts.
+        What its processes have of their own, and ``shm``: the figure that counts. Pages of files (programs and
+        libraries) are left out.
     resident
         The pages of each process, shared ones counted in each (RSS).
     shm
-        Of ``own``, the regions in `/dev/shm` between the server and its steps.
+        The regions in `/dev/shm` between the server and its steps, each once.
     """
 
     requests: int
@@ -145,11 +146,12 @@ def growth_of(values: Sequence[float], *, n_requests: int) -> Growth:
 def read_memory(processes: Iterable[psutil.Process], *, requests: int) -> Memory:
     """Read the memory of a server's processes."""
     processes = list(processes)
+    shm = shared_bytes(processes)
     return Memory(
         requests=requests,
-        own=sum(map(own_memory, processes)) / MEGABYTE,
+        own=(sum(map(own_memory, processes)) + shm) / MEGABYTE,
         resident=sum(map(resident_memory, processes)) / MEGABYTE,
-        shm=shared_bytes(processes) / MEGABYTE,
+        shm=shm / MEGABYTE,
     )
 
 

@@ -31,10 +31,11 @@ from tritrack.stages.contract import EDGE_INDEX, EDGE_SCORE, ContractError
 from tritrack.stages.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
+    from tritrack.bench.ckf import CkfTracks
     from tritrack.events.event import Event
     from tritrack.physics.edges import EdgeCounts
     from tritrack.physics.losses import LossCounts
@@ -147,10 +148,10 @@ def run_chain(pipeline: Pipeline, event: Event) -> Outcome:
     )
 
 
-def run_ckf(finder: CkfFinder, event: Event) -> Outcome:
-    """Find and judge the tracks of one event with the Kalman filter."""
+def run_ckf(find: Callable[[Event], CkfTracks], event: Event) -> Outcome:
+    """Find and judge the tracks of one event with a Kalman filter's ``find``."""
     try:
-        tracks = finder.find(event)
+        tracks = find(event)
     except CkfError as error:
         return Outcome(refused=str(error))
     counts = {s.name: count(event=event, pairs=tracks.pairs, selection=s) for s in SELECTIONS.values()}
@@ -297,7 +298,7 @@ def main(
         if not rows:
             _warm_up(pipeline, finder, event)
         start = time.perf_counter()
-        outcomes = {CHAIN: run_chain(pipeline, event), CKF: run_ckf(finder, event)}
+        outcomes = {CHAIN: run_chain(pipeline, event), CKF: run_ckf(finder.find, event)}
         rows.append(EventRow(event_id=event.event_id, n_hits=event.n_hits, outcomes=outcomes))
         _say(rows[-1], time.perf_counter() - start)
     result = {

@@ -38,8 +38,13 @@ def _clock_of(pid: int) -> int:
 
 
 def own_memory(process: psutil.Process) -> int:
-    """Return the bytes of memory that a process is charged with: of pages that it shares, its share (PSS)."""
-    return int(process.memory_full_info().pss)
+    """Return the bytes of memory that a process alone has, and did not read from a file.
+
+    A share of the pages of a library (PSS) would not do: it changes when others that use the library come and go.
+    """
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("RssAnon:"))
+    return int(kilobytes) * 1024
 
 
 def resident_memory(process: psutil.Process) -> int:

@@ -5,13 +5,18 @@ Every time is of two clocks, float64 [2] as `tritrack.bench.candidates.now` coun
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnx import helper, numpy_helper
 
 from tritrack.bench.candidates import now
+from tritrack.export.network import IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,14 +59,15 @@ class Probes:
         self._arrays = [torch.ones(n, device=device) for _ in range(3)]
         widths = {networks.embedding_width, networks.gnn_width, *networks.filter_widths}
         shapes = [(ROWS, width, width) for width in sorted(widths)]
-        self._products = {
-            f"[{m}, {k}] x [{k}, {n}]": (
-                torch.ones(m, k, device=device),
-                torch.ones(k, n, device=device),
-                torch.empty(m, n, device=device),
-            )
-            for m, k, n in (*shapes, (SQUARE, SQUARE, SQUARE))
-        }
+        self._products: dict[str, tuple[float, Callable[[], object]]] = {}
+        for m, k, n in (*shapes, (SQUARE, SQUARE, SQUARE)):
+            name, operations = f"[{m}, {k}] x [{k}, {n}]", 2.0 * m * k * n
+            a, b = torch.ones(m, k, device=device), torch.ones(k, n, device=device)
+            out = torch.empty(m, n, device=device)
+            self._products[f"{name}, torch"] = operations, partial(torch.mm, a, b, out=out)
+            if device == "cpu":
+                product = _product_in_onnx(b.numpy(), threads=torch.get_num_threads())
+                self._products[f"{name}, onnxruntime"] = operations, partial(product, a.numpy())
 
     def bandwidth(self) -> NDArray[np.float64]:
         """Return the bytes a second of a triad, by either clock: two arrays read, one written."""
@@ -70,16 +76,34 @@ class Probes:
 
     def rates(self) -> dict[str, NDArray[np.float64]]:
         """Return the operations a second of each product, by either clock: two for each of its terms."""
-        result = {}
-        for name, (a, b, out) in self._products.items():
-            seconds = self._seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
-            result[name] = 2.0 * a.numel() * b.shape[1] / seconds
-        return result
+        return {
+            name: operations / self._seconds(product)
+            for name, (operations, product) in self._products.items()
+        }
 
     def _seconds(self, function: Callable[[], object]) -> NDArray[np.float64]:
         seconds = [timed(function, device=self._device) for _ in range(_REPEATS + 1)]
         fastest: NDArray[np.float64] = np.min(seconds, axis=0)
         return fastest
+
+
+def _product_in_onnx(right: NDArray[np.float32], *, threads: int) -> Callable[[NDArray[np.float32]], object]:
+    """Return the product with a constant in ONNX Runtime: its kernels are not torch's, and either can be faster."""
+    float32 = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", float32, ["m", right.shape[0]])],
+        [helper.make_tensor_value_info("c", float32, ["m", right.shape[1]])],
+        [numpy_helper.from_array(right, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+    return lambda left: session.run(None, {"a": left})
 
 
 def timed(function: Callable[[], object], *, device: Device) -> NDArray[np.float64]:

@@ -130,7 +130,7 @@ def main(
             EventRow(
                 event_id=event.event_id,
                 n_hits=event.n_hits,
-                outcomes={RULES: outcome, CKF: run_ckf(peer, event)},
+                outcomes={RULES: outcome, CKF: run_ckf(peer.find, event)},
             )
         )
         offsets.append(off)

@@ -271,10 +271,12 @@ def measure(
     ----------
     sizes
         From the least hits to the most.
-    engines, working_point, threads
+    engines, working_point
         The chain.
     header
         What it is made with.
+    threads
+        Of the chain.
     rounds
         Rounds of times.
     checkpoint
@@ -459,8 +461,8 @@ def main(
         sizes,
         engines=engines,
         header=header,
-        working_point=working_point,
         threads=threads,
+        working_point=working_point,
         rounds=rounds,
         checkpoint=out.with_suffix(".points.json"),
     )

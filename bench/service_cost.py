@@ -13,6 +13,8 @@ from tritrack.bench.result import Header  # noqa: TC001 (msgspec reads the annot
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from tritrack.bench.in_process import Answer
     from tritrack.service.protocol import StepStatistics
 
@@ -224,7 +226,7 @@ class Result:
         }
 
 
-def figure_of(samples: Sequence[float]) -> Figure:
+def figure_of(samples: Sequence[float] | NDArray[np.float64]) -> Figure:
     """Return the middle of samples."""
     array = np.asarray(samples, dtype=np.float64)
     low, high = median_interval(array) or (None, None)
@@ -319,13 +321,11 @@ def cost_of(
     cpu = np.array([sample.cpu_seconds for sample in samples]) - [answer.cpu_seconds for answer in answers]
     computed = [sum(step.compute_ns - step.moved_ns for step in sample.steps) / 1e9 for sample in samples]
     steps = steps_of(samples, answers, stages=stages)
-    parts = {
-        "encode_ms": 1e3 * float(np.mean([sample.encode_seconds for sample in samples])),
-        "decode_ms": 1e3 * float(np.mean([sample.decode_seconds for sample in samples])),
-        "queue_ms": sum(step.queue_ms for step in steps),
-        "moved_ms": sum(step.moved_ms for step in steps),
-        "compute_ms": sum(step.compute_ms for step in steps),
-    }
+    encode = 1e3 * float(np.mean([sample.encode_seconds for sample in samples]))
+    decode = 1e3 * float(np.mean([sample.decode_seconds for sample in samples]))
+    queue, moved, compute = (
+        sum(getattr(step, name) for step in steps) for name in ("queue_ms", "moved_ms", "compute_ms")
+    )
     added = figure_of((seconds - alone) * 1e3)
     return Cost(
         events=events,
@@ -341,10 +341,14 @@ def cost_of(
         outside_ms=figure_of((seconds - computed) * 1e3),
         ratio=figure_of(alone / seconds),
         added_ms_per_megabyte=None if added.p50 is None or megabytes == 0 else added.p50 / megabytes,
-        transfer_ms=1e3 * float(seconds.mean()) - sum(parts.values()),
+        transfer_ms=1e3 * float(seconds.mean()) - encode - decode - queue - moved - compute,
         in_process_ms=1e3 * float(alone.mean()),
         steps=steps,
-        **parts,
+        encode_ms=encode,
+        decode_ms=decode,
+        queue_ms=queue,
+        moved_ms=moved,
+        compute_ms=compute,
     )
 
 

@@ -143,7 +143,7 @@ def make_sizes(wholes: Sequence[Size], *, max_hits: int) -> list[Size]:
     ]
     axes: tuple[Axis, ...] = ("phi", "density")
     density = [
-        *_spaced(wholes[:-1], after=0),
+        *_spaced((whole for whole in wholes if SPACING * whole.n_hits <= largest.n_hits), after=0),
         replace(largest, axes=axes),
         *_spaced(_overlays(wholes), after=largest.n_hits),
     ]

@@ -58,12 +58,16 @@ class Row:
         What was measured in each round.
     ratio
         In each round, throughput by that of one instance of every step under the same load: above 1 is a gain.
+    cpu_ratio
+        Likewise the server's processor time an event with one instance of every step, by this setting's: near 1 the
+        settings do the same work, and a gain in throughput comes from more of the machine. Empty without psutil.
     """
 
     setting: str
     n_clients: int
     loads: tuple[Load, ...]
     ratio: tuple[float, ...]
+    cpu_ratio: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +168,11 @@ def measure(
     LoadError
         Where a request fails: settings that did not do the same work cannot be compared.
     """
+    for server in servers.values():  # every instance has seen events before they count
+        n_warm = max(2 * MANY, len(events))
+        closed_loop(
+            server.url, events=events, n_clients=MANY, model=model, n_requests=n_warm, timeout=START_TIMEOUT
+        )
     loads: dict[tuple[str, int], list[Load]] = {}
     for turn in range(rounds):
         for n_clients in clients:
@@ -187,19 +196,26 @@ def measure(
                 loads.setdefault((setting, n_clients), []).append(load)
     first = next(iter(servers))
     return [
-        Row(
-            setting=setting,
-            n_clients=n_clients,
-            loads=tuple(found),
-            ratio=tuple(
-                load.events_per_s / one.events_per_s
-                for load, one in zip(found, loads[first, n_clients], strict=True)
-            ),
-        )
-        for (setting, n_clients), found in sorted(
-            loads.items(), key=lambda item: list(servers).index(item[0][0])
-        )
+        _row(setting, n_clients, loads[setting, n_clients], loads[first, n_clients])
+        for setting in servers
+        for n_clients in clients
     ]
+
+
+def _row(setting: str, n_clients: int, loads: Sequence[Load], ones: Sequence[Load]) -> Row:
+    cpu, cpu_of_one = _cpu_seconds(loads), _cpu_seconds(ones)
+    return Row(
+        setting=setting,
+        n_clients=n_clients,
+        loads=tuple(loads),
+        ratio=tuple(load.events_per_s / one.events_per_s for load, one in zip(loads, ones, strict=True)),
+        cpu_ratio=tuple(one / some for one, some in zip(cpu_of_one, cpu, strict=True) if some > 0),
+    )
+
+
+def _cpu_seconds(loads: Sequence[Load]) -> list[float]:
+    """Return the server's processor seconds an event in each round."""
+    return [load.process.cores / load.events_per_s for load in loads if load.process is not None]
 
 
 def main(
@@ -271,7 +287,8 @@ def main(
     for row in rows:
         print(
             f"instances {row.setting}, {row.n_clients} clients: {np.median(row.ratio):.2f} times as many events a "
-            f"second as with 1 ({min(row.ratio):.2f} to {max(row.ratio):.2f})"
+            f"second as with 1 ({min(row.ratio):.2f} to {max(row.ratio):.2f}), "
+            f"processor time an event {', '.join(f'{cpu * 1e3:.0f}' for cpu in _cpu_seconds(row.loads))} ms"
         )
     print(f"best: {result.best}; {heaviest} takes {share:.2f} of the time of one event")
 

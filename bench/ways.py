@@ -18,8 +18,11 @@ from tritrack.service.protocol import Pack, make_request
 from tritrack.stages.contract import HITS, TRACK_LABEL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    from tritrack.bench.regions import Region
     from tritrack.events.event import Event
     from tritrack.service.client import TrackFinder
     from tritrack.service.protocol import ServerInfo
@@ -122,7 +125,11 @@ class ByHttp:
         start = perf_counter()
         client.generate_request_body(self._inputs(event))
         encoded = perf_counter() - start
-        output = {"name": TRACK_LABEL.name, "datatype": _datatype(labels), "shape": labels.shape}
+        output: dict[str, Any] = {
+            "name": TRACK_LABEL.name,
+            "datatype": _datatype(labels),
+            "shape": labels.shape,
+        }
         output["parameters"] = {"binary_data_size": labels.nbytes}
         head = json.dumps({"model_name": self._info.model, "outputs": [output]}).encode()
         body = head + labels.tobytes()
@@ -170,7 +177,8 @@ class ByMemory:
         self.name = name
         self._info = info
         self._timeout = timeout
-        region = {SYSTEM: HostRegion, CUDA: DeviceRegion}[name]
+        regions: dict[str, Callable[..., Region]] = {SYSTEM: HostRegion, CUDA: DeviceRegion}
+        region = regions[name]
         with ExitStack() as stack:
             self._client = stack.enter_context(closing(triton_grpc.InferenceServerClient(url)))
             sizes = (max_hits * info.n_columns * HITS.dtype.itemsize, max_hits * TRACK_LABEL.dtype.itemsize)
@@ -208,7 +216,8 @@ class ByMemory:
         return [tensor], [output]
 
     def _labels(self, event: Event) -> Labels:
-        return self._received.read((event.n_hits,), TRACK_LABEL.dtype)
+        labels: Labels = self._received.read((event.n_hits,), TRACK_LABEL.dtype)
+        return labels
 
 
 def _datatype(array: NDArray[Any]) -> str:

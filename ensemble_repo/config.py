@@ -12,6 +12,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from tritrack.ensemble_repo.plan import (
     BACKEND,
+    NATIVE,
     ONE_EACH,
     REQUEST,
     plan_chain,
@@ -41,6 +42,7 @@ def model_configs(
     engine: EngineKind = "onnx",
     fused: bool = False,
     rules: Rules | None = None,
+    gpu_memory: int | None = None,
     instances: Instances = ONE_EACH,
 ) -> dict[str, Any]:
     """Build the configuration of every model of the repository.
@@ -61,6 +63,8 @@ def model_configs(
         Whether the chain in one process is there as well.
     rules
         Those of the rule-based finder and of the fit; None for a repository without them.
+    gpu_memory
+        MB of the GPU that the ``onnxruntime`` backend may take for each network; None for no limit.
     instances
         Instances of each step.
 
@@ -73,7 +77,7 @@ def model_configs(
     """
 
     def of_card(step: Step) -> Any:
-        return _step_config(
+        config = _step_config(
             step,
             sizes=_sizes(card),
             identity=_identity(card),
@@ -81,6 +85,9 @@ def model_configs(
             threads=threads,
             count=instances.count(step),
         )
+        if step.backend in NATIVE:
+            _set_native(config, step, device=device, threads=threads, gpu_memory=gpu_memory)
+        return config
 
     configs = {step.name: of_card(step) for step in plan_steps(card, server, engine)}
     for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
@@ -129,11 +136,37 @@ def _step_config(
             _set_parameters(config, {"working_point": step.working_point})
         if device == "gpu":
             _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
-    else:
-        config.default_model_filename = step.files[0]
-    if step.backend == "onnxruntime":
-        _set_parameters(config, {"intra_op_thread_count": str(threads), "inter_op_thread_count": "1"})
     return config
+
+
+def _set_native(config: Any, step: Step, *, device: DeviceKind, threads: int, gpu_memory: int | None) -> None:
+    """Configure a container's own backend, which runs a network alone.
+
+    It is warmed up with two rows, so that what cannot run fails at the start, and what a GPU loads at first use
+    is loaded before the first event.
+    """
+    config.default_model_filename = step.files[0]
+    # A sample of batch size 0 is skipped; without batching, 1 is no dimension.
+    warmup = config.model_warmup.add(name="two rows", batch_size=1, count=1)
+    for tensor in config.input:
+        data = warmup.inputs[tensor.name]
+        data.data_type = tensor.data_type
+        data.dims.extend(dim if dim >= 0 else 2 for dim in tensor.dims)
+        data.zero_data = True
+    if step.backend != "onnxruntime":
+        return
+    # The arena keeps the largest buffer of every shape it ever saw, and each event has another. On a GPU it cannot
+    # be left out: there it grows by what is asked for, not to the next power of two.
+    parameters = {
+        "intra_op_thread_count": str(threads),
+        "inter_op_thread_count": "1",
+        "enable_mem_arena": "0",
+    }
+    if device == "gpu":
+        parameters["arena_extend_strategy"] = "1"
+        if gpu_memory is not None:
+            parameters["gpu_mem_limit"] = str(gpu_memory << 20)
+    _set_parameters(config, parameters)
 
 
 def _rules_config(step: Step, rules: Rules, threads: int, count: int) -> Any:

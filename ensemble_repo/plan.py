@@ -33,6 +33,9 @@ CONFIG_FILE = "config.pbtxt"
 
 Backend = Literal["python", "onnxruntime", "tensorrt", "tritrack"]
 
+NATIVE: tuple[Backend, ...] = ("onnxruntime", "tensorrt")
+"""A container's own."""
+
 BACKEND: Backend = "tritrack"
 """The Triton backend that runs any step, or the whole chain: the adapter, in a folder of the server's backends."""
 

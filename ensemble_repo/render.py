@@ -6,10 +6,12 @@ import shutil
 from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
+from tritrack.ensemble_repo.images import PINNED, check_engines, find_image
 from tritrack.ensemble_repo.plan import (
     ADAPTER_FILE,
     BACKEND_FILE,
     CONFIG_FILE,
+    NATIVE,
     ONE_EACH,
     plan_fused,
     plan_rules,
@@ -41,6 +43,8 @@ def render_repository(
     threads: int,
     fused: bool = False,
     rules: Path | None = None,
+    image: str = PINNED,
+    gpu_memory: int | None = None,
     instances: Instances = ONE_EACH,
 ) -> None:
     """Write the model repository that serves a folder of engines.
@@ -62,6 +66,10 @@ def render_repository(
         Write the models of the ``tritrack`` backend, too: the chain in one process.
     rules
         Folder with ``rules.json``: write the rule-based finder and the fit, too.
+    image
+        For a container: tag of NVIDIA's image that will load it.
+    gpu_memory
+        For a container on a GPU: MB that each network's ONNX Runtime may take there; None for no limit.
     instances
         Instances of each step, each with its ``threads``.
 
@@ -71,6 +79,8 @@ def render_repository(
         Where ``engines`` holds no usable card.
     RulesError
         Where ``rules`` holds no usable rules.
+    ImageError
+        Where the image is not known, or its backends cannot run an engine.
     RepositoryError
         Where an engine is missing, TensorRT's shall run on a CPU, ``out`` holds something else, or ``threads`` is no count.
     """
@@ -80,6 +90,14 @@ def render_repository(
     engine: EngineKind = "tensorrt" if list(engines.glob(plan_file("*"))) else "onnx"
     if engine == "tensorrt" and device != "gpu":
         raise RepositoryError(f"{engines}: holds TensorRT's engines, which run on a GPU only: --device gpu")
+    steps = [
+        *plan_steps(card, server, engine),
+        *(plan_fused(card, engine) if fused else ()),
+        *(plan_rules() if rules is not None else ()),
+    ]
+    if server == "container":
+        native = [engines / step.files[0] for step in steps if step.backend in NATIVE]
+        check_engines([path for path in native if path.is_file()], image=find_image(image))
     out = out.resolve()
     if out.exists() and not (out.is_dir() and (_is_repository(out) or not any(out.iterdir()))):
         raise RepositoryError(f"{out}: holds something that is no model repository; name another folder")
@@ -94,16 +112,12 @@ def render_repository(
         engine=engine,
         fused=fused,
         rules=None if rules is None else read_rules(rules),
+        gpu_memory=gpu_memory,
         instances=instances,
     )
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)
         (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    steps = [
-        *plan_steps(card, server, engine),
-        *(plan_fused(card, engine) if fused else ()),
-        *(plan_rules() if rules is not None else ()),
-    ]
     for step in steps:
         for file in step.files:
             source = _source(file, engines=engines, rules=rules)

@@ -129,7 +129,6 @@ def _regions(nodes: Sequence[NodeProto], shapes: Shapes, dim: str) -> list[list[
 def _copy(node: NodeProto) -> NodeProto:
     copy = NodeProto()
     copy.CopyFrom(node)
-    copy.name = ""  # names must differ, and are nothing but decoration
     return copy
 
 

@@ -94,6 +94,7 @@ def export_network(
         for dim in _EXAMPLE:
             model = run_in_blocks(model, dim=dim)
         expand_sums(model)
+        _name_nodes(model.graph)
     model.ir_version = IR_VERSION
     _check_interface(model, spec=spec, sizes=sizes)
     onnx.helper.set_model_props(
@@ -111,6 +112,15 @@ def model_props(spec: StageSpec, card: ModelCard) -> dict[str, str]:
         "contract_version": str(card.contract_version),
         "card_hash": card.hash,
     }
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Name each node after what it gives: ONNX Runtime up to 1.20 mixes up nodes without a name when it fuses them."""
+    for node in graph.node:
+        node.name = node.output[0]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _name_nodes(attribute.g)
 
 
 def _example(tensor: TensorSpec, sizes: dict[str, int]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numba
 import numpy as np
 
+from tritrack.physics.fitted import FITTED_COLUMNS
 from tritrack.physics.kalman import (
     STRAIGHT,
     Circle,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
 
-FITTED_COLUMNS = ("pt", "phi", "eta", "d0", "z0", "charge", "chi2", "ndf")
-"""Of the fit's result; pT in GeV, phi in radians, d0 and z0 in mm."""
 ERROR_COLUMNS = FITTED_COLUMNS[:5]
 """Quantities that come with an error."""
 

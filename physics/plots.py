@@ -37,7 +37,8 @@ _LABELS = {
     "unmatched_rate": "unmatched rate",
 }
 # Any: matplotlib names its settings one by one in newer versions, as str in older.
-_SIZES: dict[Any, int] = {
+STYLE: dict[Any, Any] = {
+    **mplhep.style.ATLAS,
     "font.size": 13,
     "axes.labelsize": 15,
     "legend.fontsize": 12,
@@ -48,7 +49,8 @@ _SIZES: dict[Any, int] = {
     "xtick.minor.size": 4,
     "ytick.minor.size": 4,
 }
-_MARKERS = ("o", "s", "^", "D")
+"""Settings of matplotlib for every plot."""
+MARKERS = ("o", "s", "^", "D")
 MIN_IN_BIN = 5
 """Bins of fewer particles or tracks than this are not drawn: they tell nothing and hide the rest."""
 
@@ -80,7 +82,7 @@ def write_plots(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    with mpl.rc_context({**mplhep.style.ATLAS, **_SIZES}):
+    with mpl.rc_context(STYLE):
         for rate in rates:
             for names in ((name,) for name in AXIS_NAMES) if apart else (AXIS_NAMES,):
                 files.append(folder / ("-".join([rate, *names]) + ".png" if apart else f"{rate}.png"))
@@ -121,7 +123,7 @@ def draw_rate(
                 profile=profile,
                 rate=rate,
                 label=name,
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=MARKERS[number % len(MARKERS)],
                 place_in_bin=place_in_bin,
             )
     panels[0].set_ylabel(_LABELS[rate])
@@ -131,7 +133,7 @@ def draw_rate(
         if of_particles
         else f"all tracks with at least {MIN_COUNTED_HITS} hits"
     )
-    figure.suptitle(f"{one.n_events} events; {what}", fontsize=_SIZES["legend.fontsize"])
+    figure.suptitle(f"{one.n_events} events; {what}", fontsize=STYLE["legend.fontsize"])
     handles, labels = panels[0].get_legend_handles_labels()
     # The histogram is drawn first and named last.
     figure.legend([*handles[1:], handles[0]], [*labels[1:], labels[0]], loc="outside upper center", ncols=3)

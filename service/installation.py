@@ -69,6 +69,10 @@ class Installation:
         for path in [*(self._root / "backends" / "python").glob("*.*"), self._stub]:
             # Triton refuses a Python-based backend whose library is a link out of its folder.
             shutil.copy(path, backend / path.name)
+        for other in (self._root / "backends").iterdir():
+            # The wheel has none; whoever adds a native one to a copy of it has it served.
+            if other.name not in ("python", BACKEND):
+                (work / "backends" / other.name).symlink_to(other)
         fused = work / "backends" / BACKEND
         fused.mkdir()
         (fused / ADAPTER_FILE).symlink_to(BACKEND_FILE)

@@ -19,7 +19,7 @@ COMMANDS: dict[Callable[..., None], str | None] = {
     train: "train",
     tune: "train",
     export: "export",
-    repository: None,
+    repository: "export",  # to check a container's engines; else nothing
     serve: "server",
     find: "server",
     load: None,

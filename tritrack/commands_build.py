@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tritrack.commands_run import FinderName
+from tritrack.ensemble_repo.images import PINNED
 from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
 from tritrack.failures import UsageError
 from tritrack.stages.card import WORKING_POINTS, NetworkName, Precision, WorkingPointName, read_card_file
@@ -348,6 +349,15 @@ def repository(
     rules: Annotated[
         Path | None, typer.Option(help="Folder of rules: write the rule-based finder and the fit, too.")
     ] = None,
+    image: Annotated[
+        str, typer.Option(help="For a container: tag of the image that will load it (docs/containers.md).")
+    ] = PINNED,
+    gpu_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="For a container on a GPU: MB that each ONNX network may take; no limit if not given."
+        ),
+    ] = None,
     instances: Annotated[
         list[str],
         typer.Option(
@@ -359,6 +369,8 @@ def repository(
     from tritrack.ensemble_repo.plan import read_instances
     from tritrack.ensemble_repo.render import render_repository
 
+    if gpu_memory is not None and (server, device) != ("container", "gpu"):
+        raise UsageError("repository: --gpu-memory goes with --server container --device gpu")
     render_repository(
         engines=engines,
         out=out,
@@ -367,6 +379,8 @@ def repository(
         threads=threads,
         fused=fused,
         rules=rules,
+        image=image,
+        gpu_memory=gpu_memory,
         instances=read_instances(instances),
     )
     console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_dir()))}")

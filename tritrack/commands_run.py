@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -18,6 +19,7 @@ from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import EventRefusedError, ServerStartError
 from tritrack.stages.card import ENSEMBLE, WorkingPointName
+from tritrack.stages.contract import FIT_STEP, FITTED, HITS, TRACK_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tritrack.physics.metrics import Report
 
     Found = NDArray[np.int64] | EventRefusedError
+    Fit = Callable[[Event, NDArray[np.int64]], NDArray[np.float32]]
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
 
@@ -105,9 +108,13 @@ def find(
     finder: Annotated[
         FinderName, typer.Option(help="The chain of networks, or the rule-based finder (with --local).")
     ] = "chain",
-    rules: Annotated[Path, typer.Option(help="Folder of the rules, for --finder rules.")] = Path(
-        "weights/rules"
-    ),
+    rules: Annotated[
+        Path, typer.Option(help="Folder of the rules, for --local with --finder rules or --fitted.")
+    ] = Path("weights/rules"),
+    fitted: Annotated[
+        Path | None,
+        typer.Option(help="Also fit a helix to each track, and write them to this .parquet file."),
+    ] = None,
     working_point: Annotated[
         WorkingPointName | None,
         typer.Option(help="What to trade: time for efficiency; the model's default if not given."),
@@ -126,6 +133,7 @@ def find(
     """Find the tracks of events, through a server or in process."""
     from tritrack.events.source import read_all
     from tritrack.events.tracks import check_track_file, write_tracks
+    from tritrack.physics.fitted import check_fitted_file, write_fitted
 
     if (url is None) != local:
         raise UsageError("find: give either --url HOST:PORT or --local")
@@ -134,13 +142,18 @@ def find(
             "find: --finder rules runs with --local, and has no working points; on a server it is "
             "--model rule_finder"
         )
-    try:
-        check_track_file(out)
-    except EventError as error:
-        raise UsageError(f"--out: {error}") from None
+    for option, path, check in (("--out", out, check_track_file), ("--fitted", fitted, check_fitted_file)):
+        try:
+            if path is not None:
+                check(path)
+        except EventError as error:
+            raise UsageError(f"{option}: {error}") from None
     refused = 0
     source, sent = itertools.tee(read_all(events))
-    with write_tracks(out) as writer:
+    with contextlib.ExitStack() as stack:
+        tracks = stack.enter_context(write_tracks(out))
+        fits = None if fitted is None else stack.enter_context(write_fitted(fitted))
+        fit = None if fitted is None else stack.enter_context(_fitting(url, rules=rules, timeout=timeout))
         if url is not None:
             results = _find_remote(
                 source,
@@ -155,17 +168,21 @@ def find(
             results = _find_by_rules(source, rules=rules)
         else:
             results = _find_local(source, engines=engines, threads=threads, working_point=working_point)
-        for event, labels in zip(sent, results, strict=True):
+        for event, found in zip(sent, results, strict=True):
+            labels, rows = _fit_found(event, found, fit)
             if isinstance(labels, EventRefusedError):
                 refused += 1
                 errors.print(f"tritrack: {labels}; this event is left out")
                 continue
-            writer.add(event, labels)
+            tracks.add(event, labels)
+            if fits is not None and rows is not None:
+                fits.add(event.event_id, rows)
             console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
     if refused:
         errors.print(f"tritrack: {out}: written, without the {refused} events named above")
         raise typer.Exit(FAILED)
-    console.print(f"{out}: written", markup=False)
+    for path in (out, *([] if fitted is None else [fitted])):
+        console.print(f"{path}: written", markup=False)
 
 
 def load(
@@ -365,3 +382,35 @@ def _find_each(
             yield find_in(event.hits)
         except ContractError as error:
             yield EventRefusedError(f"event {event.event_id}: {error}")
+
+
+@contextlib.contextmanager
+def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
+    """Give the helix fit: a server's, or the same step in process."""
+    if url is not None:
+        with TrackFinder(url, model=FIT_STEP.name, timeout=timeout) as fitter:
+            fitter.server_info()  # a server without the model shows before the work
+            yield fitter.fit
+        return
+    from tritrack.ensemble_repo.steps import load_step
+    from tritrack.stages.contract import ContractError
+
+    step = load_step(FIT_STEP.name, rules, threads=1)
+
+    def fit(event: Event, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        try:
+            return step({HITS.name: event.hits, TRACK_LABEL.name: labels})[FITTED.name]
+        except ContractError as error:
+            raise EventRefusedError(f"event {event.event_id}: {error}") from None
+
+    yield fit
+
+
+def _fit_found(event: Event, found: Found, fit: Fit | None) -> tuple[Found, NDArray[np.float32] | None]:
+    """Return what was found of an event, and its fits where they are wanted; a refusal of either is one."""
+    if isinstance(found, EventRefusedError) or fit is None:
+        return found, None
+    try:
+        return found, fit(event, found)
+    except EventRefusedError as error:
+        return error, None

@@ -51,6 +51,7 @@ def row(setting: str, n_clients: int, rates: tuple[float, ...], one: tuple[float
         n_clients=n_clients,
         loads=tuple(load_of(rate) for rate in rates),
         ratio=tuple(rate / first for rate, first in zip(rates, one, strict=True)),
+        cpu_ratio=(),
     )
 
 
@@ -137,6 +138,8 @@ def test_settings_take_turns(small_engines, tmp_path):
         one = next(other for other in result.rows if (other.setting, other.n_clients) == ("1", row.n_clients))
         rates = [load.events_per_s for load in row.loads]
         np.testing.assert_allclose(row.ratio, np.array(rates) / [load.events_per_s for load in one.loads])
+        spent = [[load.process.cores / load.events_per_s for load in each.loads] for each in (one, row)]
+        np.testing.assert_allclose(row.cpu_ratio, np.array(spent[0]) / spent[1])
     assert result.n_hits == (200, 300)
     assert (result.header.threads, result.header.working_point) == (1, "fast")
     # A process for each instance of each of the six steps, and the server.

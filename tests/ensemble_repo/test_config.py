@@ -199,6 +199,9 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         else:
             assert values["intra_op_thread_count"] == "3"
             assert config.default_model_filename == f"{step.name}.onnx"
+            assert values["enable_mem_arena"] == "0"
+            assert (values.get("arena_extend_strategy") == "1") == (device == "gpu")
+            assert "gpu_mem_limit" not in values
     assert [step.backend for step in plan_fused(CARD)] == [BACKEND] * 4
     for name, point in (ENSEMBLES | FUSED_MODELS).items():
         values = {key: value.string_value for key, value in configs[name].parameters.items()}
@@ -208,6 +211,22 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         assert values["working_point"] == point
         assert values["working_points"] == "fast balanced best"
         assert json.loads(values["metrics"]) == CARD.point(point).metrics
+
+
+def test_native_networks_are_warmed_up() -> None:
+    configs = model_configs(card=CARD, server="container", device="gpu", threads=2, gpu_memory=4096)
+    warmed = {name: config for name, config in configs.items() if config.model_warmup}
+    assert list(warmed) == ["embedding", "filter", "gnn"]
+    for config in warmed.values():
+        (warmup,) = config.model_warmup
+        assert warmup.batch_size == 1  # the server skips a sample of size 0
+        assert set(warmup.inputs) == {tensor.name for tensor in config.input}
+        for tensor in config.input:
+            data = warmup.inputs[tensor.name]
+            assert data.data_type == tensor.data_type
+            assert list(data.dims) == [2 if dim == -1 else dim for dim in tensor.dims]
+            assert data.zero_data
+        assert config.parameters["gpu_mem_limit"].string_value == str(4096 * 2**20)
 
 
 @pytest.mark.parametrize("step", plan_rules(), ids=lambda step: step.name)

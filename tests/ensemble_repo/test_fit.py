@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("numba")
 
 from tritrack.ensemble_repo.steps import load_step
-from tritrack.physics.fit import FITTED_COLUMNS, fit_tracks
+from tritrack.physics.fit import fit_tracks
+from tritrack.physics.fitted import FITTED_COLUMNS
 from tritrack.stages.contract import FITTED, ContractError
 
 if TYPE_CHECKING:

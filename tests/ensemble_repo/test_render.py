@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from tritrack.ensemble_repo.config import model_configs
+from tritrack.ensemble_repo.images import PINNED, find_image
 from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_fused, plan_steps
 from tritrack.ensemble_repo.render import RepositoryError, render_repository
 from tritrack.ensemble_repo.steps import load_step
@@ -17,6 +18,7 @@ from tritrack.stages.card import ENSEMBLE, CardError, ensemble_name, read_card
 from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, TRACK_LABEL, ContractError
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.plan_file import Gpu, PlanFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,9 +91,17 @@ def plans(small_engines: Path, tmp_path: Path) -> Path:
     """Return a folder that looks as an export to TensorRT leaves it; what the engines hold does not matter here."""
     folder = tmp_path / "plans"
     folder.mkdir()
+    facts = PlanFacts(
+        tensorrt=find_image(PINNED).tensorrt,
+        gpu=Gpu(name="NVIDIA H100", compute_capability="9.0"),
+        precision="fp32",
+        profile={},
+        onnx_sha256="",
+        card_sha256="",
+    )
     for name in ("embedding", "filter", "gnn"):
         (folder / f"{name}.plan").write_bytes(b"engine")
-        (folder / f"{name}.plan.json").write_bytes(b"{}")
+        (folder / f"{name}.plan.json").write_bytes(facts.to_json())
     (folder / "card.json").write_bytes((small_engines / "card.json").read_bytes())
     return folder
 
@@ -104,6 +114,7 @@ def test_a_container_runs_plans_in_its_tensorrt_backend(plans: Path, tmp_path: P
         lines = (out / name / "config.pbtxt").read_text().splitlines()
         assert {'backend: "tensorrt"', f'default_model_filename: "{name}.plan"'} <= set(lines)
         assert not any("parameters" in line for line in lines)
+        assert any("model_warmup" in line for line in lines)
     card = read_card(plans)
     backends = {
         engine: {step.name: step.backend for step in plan_steps(card, "container", engine)}

@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("numba")
 
 from tritrack.events.event import Particles
-from tritrack.physics.fit import FITTED_COLUMNS, curvature_unit, fit_tracks, true_helices
+from tritrack.physics.fit import curvature_unit, fit_tracks, true_helices
+from tritrack.physics.fitted import FITTED_COLUMNS
 from tritrack.physics.selection import PhysicsError
 
 FIELD = 2.0  # T, that ``draw_helices`` has

@@ -19,10 +19,11 @@ from tritrack.stages.pipeline import Pipeline
 
 
 @pytest.fixture
-def serving(run, small_engines, tmp_path):
+def serving(run, small_engines, rules_folder, tmp_path):
     """A ``tritrack serve`` in a process of its own, and its gRPC HOST:PORT."""
     pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
-    assert run("repository", "--engines", small_engines, "--out", tmp_path / "repository").code == 0
+    rules = ("--rules", rules_folder)
+    assert run("repository", "--engines", small_engines, *rules, "--out", tmp_path / "repository").code == 0
     process = subprocess.Popen(
         [
             # Started from a script's background job, this process ignores Ctrl-C, and its children would too.
@@ -54,7 +55,7 @@ def serving(run, small_engines, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_serve(run, serving, events, event_folder, small_engines, tmp_path, stop):
+def test_serve(run, serving, events, event_folder, small_engines, rules_folder, tmp_path, stop):
     process, url = serving
     served, local = tmp_path / "served.parquet", tmp_path / "local.parquet"
     found = run("find", event_folder, "--url", url, "--out", served)
@@ -69,6 +70,19 @@ def test_serve(run, serving, events, event_folder, small_engines, tmp_path, stop
     chain = Pipeline.load(small_engines, threads=2, working_point="best")
     for event in events:
         np.testing.assert_array_equal(read_tracks(served).labels_for(event), chain.find(event.hits))
+
+    rules, fits = ("--rules", rules_folder), {}
+    for way, options in {
+        "served": ("--url", url),
+        "local": ("--local", *rules, "--engines", small_engines),
+        "served by rules": ("--url", url, "--model", "rule_finder"),
+        "local by rules": ("--local", *rules, "--finder", "rules"),
+    }.items():
+        fitted = tmp_path / f"{way}.fitted.parquet"
+        found = run("find", event_folder, *options, "--out", served, "--fitted", fitted)
+        assert found.code == 0, found.err
+        fits[way] = fitted.read_bytes()
+    assert fits["served"] == fits["local"] != fits["served by rules"] == fits["local by rules"]
 
     facts = json.loads(run("info", "--url", url, "--json").out)
     assert facts["server"] == url

@@ -1,0 +1,92 @@
+"""What deploy/ and the Makefile say of NVIDIA's image agrees with the code, and a missing docker is said."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tritrack.ensemble_repo.images import PINNED
+from tritrack.service.repository import STEP_SHM, shared_memory_at_limits
+from tritrack.stages.card import read_card
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = (ROOT / "deploy" / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("deploy/Dockerfile", r"^ARG TRITON_TAG=(\S+)$"),
+        ("deploy/compose.yaml", r"\$\{TRITON_TAG:-([^}]+)\}"),
+        ("Makefile", r"^TRITON_TAG := (\S+)$"),
+        ("docs/containers.md", r"nvcr\.io/nvidia/tritonserver:(\S+)-py3"),
+    ],
+)
+def test_one_image_is_pinned(file: str, pattern: str) -> None:
+    assert set(re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)) == {PINNED}
+
+
+def test_shared_memory_does_for_an_event_at_the_limits() -> None:
+    (size,) = re.findall(r"^ +shm_size: (\d+)gb$", COMPOSE, re.MULTILINE)
+    steps = 20 * STEP_SHM  # more than there are
+    at_limits = shared_memory_at_limits(read_card(ROOT / "weights" / "default"))
+    assert at_limits + steps <= int(size) << 30
+
+
+def test_the_server_is_reached_from_this_machine_alone() -> None:
+    ports = re.findall(r'^ +- "(.+:\d+)"$', COMPOSE, re.MULTILINE)
+    assert len(ports) == 3
+    assert all(port.startswith("${BIND:-127.0.0.1}:") for port in ports)
+
+
+@pytest.mark.parametrize("target", ["serve-container", "export-container"])
+@pytest.mark.parametrize(
+    ("docker", "sentence"),
+    [
+        (None, "there is no docker here; install Docker Engine and its compose plugin"),
+        ('[ "$1" != compose ]', "docker has no compose plugin here; install it"),
+        ('[ "$1" != info ]', "docker reaches no daemon here; start it, or become a member of its group"),
+    ],
+)
+def test_what_is_missing_of_docker_is_said(
+    tmp_path: Path, target: str, docker: str | None, sentence: str
+) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    if docker is not None:
+        program = tmp_path / "docker"
+        program.write_text(f"#!/bin/sh\n{docker}\n")
+        program.chmod(0o755)
+    # PYTHON is given, so that nothing but a docker is looked for on the PATH.
+    run = subprocess.run(
+        [make, "--no-print-directory", "--directory", ROOT, target, "PYTHON=python3"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert [line for line in run.stdout.splitlines() if line.startswith("make: ")] == [f"make: {sentence}"]
+
+
+def test_repository_is_written_for_an_image(
+    run: Callable[..., Any], small_engines: Path, tmp_path: Path
+) -> None:
+    wanted = ("repository", "--engines", small_engines, "--out", tmp_path / "out", "--server", "container")
+    refused = run(*wanted, "--image", "23.01")
+    assert refused.code != 0
+    assert refused.err.startswith("tritrack: image 23.01: not known, ")
+    misused = run(*wanted, "--gpu-memory", "4096")
+    assert (misused.code, misused.err.count("\n")) == (2, 1)
+    assert "--gpu-memory goes with --server container --device gpu" in misused.err
+    assert run(*wanted, "--image", PINNED, "--device", "gpu", "--gpu-memory", "4096").code == 0
+    assert str(4096 << 20) in (tmp_path / "out" / "gnn" / "config.pbtxt").read_text()
