@@ -174,12 +174,13 @@ def sweep(result: Sweep) -> str:
         [
             f"{escape(row.setting)}<small>{row.n_clients} clients</small>",
             f"{np.median(row.ratio):.2f}<small>{min(row.ratio):.2f} to {max(row.ratio):.2f}, n = {len(row.ratio)}</small>",
+            f"{np.median(row.cpu_ratio):.2f}",
             f"{np.median([each.events_per_s for each in row.loads]):.2f}",
             _median_p50(row.loads),
         ]
         for row in result.rows
     ]
-    heads = ["instances", "throughput by one instance each", "events/s", "p50, ms"]
+    heads = ["instances", "throughput by one instance each", "processor time likewise", "events/s", "p50, ms"]
     loads: dict[str, list[Load]] = {}
     for row in result.rows:
         middle = sorted(row.loads, key=lambda each: each.events_per_s)[len(row.loads) // 2]

@@ -113,6 +113,7 @@ def test_instances_are_set_against_one_of_each():
             n_clients=clients,
             loads=(load_of(clients, events_per_s=rate, p50=clients / rate),),
             ratio=(rate / 10,),
+            cpu_ratio=(1.0,),
         )
         for setting, rate in (("1", 10.0), ("2", 15.0))
         for clients in (1, 8)
