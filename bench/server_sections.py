@@ -174,7 +174,7 @@ def sweep(result: Sweep) -> str:
         [
             f"{escape(row.setting)}<small>{row.n_clients} clients</small>",
             f"{np.median(row.ratio):.2f}<small>{min(row.ratio):.2f} to {max(row.ratio):.2f}, n = {len(row.ratio)}</small>",
-            f"{np.median(row.cpu_ratio):.2f}",
+            f"{np.median(row.cpu_ratio):.2f}" if row.cpu_ratio else "",
             f"{np.median([each.events_per_s for each in row.loads]):.2f}",
             _median_p50(row.loads),
         ]
