@@ -67,7 +67,10 @@ class Measurement:
         return [sys.executable, "-m", f"tritrack.bench.{self.name}", *arguments, "--out", str(out)]
 
 
-_ENGINES = ("--engines", "{engines}", "--weights", "{weights}", "--threads", "1", "--rounds", "20")
+_SERVED = ("--engines", "{engines}", "--threads", "1")
+_OF_WEIGHTS = (*_SERVED, "--weights", "{weights}")
+_ENGINES = (*_OF_WEIGHTS, "--rounds", "20")
+_SIZES = ("{events}/pileup0", "{events}/pileup40", "{events}/pileup200")
 
 MEASUREMENTS = (
     Measurement(
@@ -78,6 +81,31 @@ MEASUREMENTS = (
             *(*_ENGINES, "--first", "3"),
         ),
         guarded=True,
+    ),
+    Measurement(
+        name="service",
+        short=("{events}/small", "{events}/pileup40", *_SERVED, "--first", "1", "--in-flight", "4"),
+        full=("{events}/small", "{events}/pileup40", "{events}/pileup200", *_SERVED, "--first", "5"),
+    ),
+    Measurement(
+        name="memory",
+        short=("--events", "{events}/small", *_SERVED, "--requests", "400"),
+        full=("--events", "{events}/small", *_SERVED, "--requests", "2000"),
+    ),
+    Measurement(
+        name="sweep",
+        short=("--events", "{events}/small", *_SERVED, "--short"),
+        full=("--events", "{events}/small", "--events", "{events}/pileup40", *_SERVED),
+    ),
+    Measurement(
+        name="scaling",
+        short=(*_SIZES, *_OF_WEIGHTS, "--rounds", "3", "--most-hits", "180000"),
+        full=("{events}/pileup100", *_SIZES, *_OF_WEIGHTS, "--rounds", "10"),
+    ),
+    Measurement(
+        name="floors",
+        short=("{events}/pileup40", *_OF_WEIGHTS, "--first", "1", "--rounds", "5"),
+        full=("{events}/pileup200", *_OF_WEIGHTS, "--first", "2", "--rounds", "20"),
     ),
 )
 """What the protocols run, in this order."""

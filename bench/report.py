@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from tritrack.bench import sections
+from tritrack.bench import sections, server_sections, size_sections
 from tritrack.bench.page import write_html
 from tritrack.bench.result import ResultError, read_named
 from tritrack.failures import one_sentence
@@ -59,17 +59,37 @@ SECTIONS = (
         name="service",
         title="Service",
         about="What a server adds to the chain in process: by gRPC, HTTP and shared memory; the ensemble and the fused model.",
+        render=server_sections.service,
     ),
-    Section(name="memory", title="Memory of a server", about="Whether it stays flat over many requests."),
     Section(
-        name="load", title="Load", about="Latency and throughput of a server under one client and under many."
+        name="memory",
+        title="Memory of a server",
+        about="Whether it stays flat over many requests.",
+        render=server_sections.memory,
     ),
-    Section(name="sweep", title="Instances", about="The same, with more instances of the steps."),
-    Section(name="scaling", title="Scaling", about="Time and memory against the number of hits."),
+    Section(
+        name="load",
+        title="Load",
+        about="Latency and throughput of a server under one client and under many.",
+        render=server_sections.load,
+    ),
+    Section(
+        name="sweep",
+        title="Instances",
+        about="The same, with more instances of the steps.",
+        render=server_sections.sweep,
+    ),
+    Section(
+        name="scaling",
+        title="Scaling",
+        about="Time and memory against the number of hits.",
+        render=size_sections.scaling,
+    ),
     Section(
         name="floors",
         title="Floors",
         about="The least time that each stage could take on this machine, and what it takes.",
+        render=size_sections.floors,
     ),
     Section(
         name="compare",

@@ -47,7 +47,7 @@ def test_sets_and_measurements_have_names_of_their_own():
 def test_a_name_that_is_none_is_refused():
     assert chosen(MEASUREMENTS, []) == list(MEASUREMENTS)
     assert [each.name for each in chosen(MEASUREMENTS, ["engines"])] == ["engines"]
-    with pytest.raises(UsageError, match=r"--only: speed given, wanted is one of engines"):
+    with pytest.raises(UsageError, match=r"--only: speed given, wanted is one of engines, service"):
         chosen(MEASUREMENTS, ["engines", "speed"])
 
 

@@ -1,0 +1,198 @@
+"""The sections of what a server costs and bears: service, memory, load, instances."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tritrack.bench.page import plots, table
+from tritrack.bench.pictures import Series, lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tritrack.bench.figures import Load
+    from tritrack.bench.load import Result as Loads
+    from tritrack.bench.memory import Result as Memories
+    from tritrack.bench.service_cost import Cost, Figure
+    from tritrack.bench.service_cost import Result as Service
+    from tritrack.bench.sweep import Result as Sweep
+
+_ABOUT_SERVICE = (
+    "<p class='note'>Large: the median; small: an interval that holds it 19 times of 20, and the samples, each an event in "
+    "a round beside the same event in process. Times as of this machine.</p>"
+)
+_VERDICTS = {True: "met", False: "not met", None: "cannot be told: too few samples, or too near"}
+
+
+def service(result: Service) -> str:
+    """Return what `tritrack.bench.service` measured."""
+    goals = [
+        [escape(f"{goal.events}: {goal.name}"), _figure(goal.figure), _VERDICTS[goal.met]]
+        for goal in result.goals
+    ]
+    added = [[*_named(cost), *_added(cost)] for cost in result.costs]
+    heads = [
+        "events, model",
+        "way",
+        "more than in process, ms",
+        "the same, processor time",
+        "not computing, ms",
+    ]
+    parts = [[*_named(cost), *_parts(cost)] for cost in result.costs if cost.missing is None]
+    kept = [[escape(row.events), str(row.in_flight), _figure(row.ratio)] for row in result.throughputs]
+    return "".join(
+        [
+            _ABOUT_SERVICE,
+            f"<h3>Goals</h3>{table(['goal', 'measured', ''], goals)}" if goals else "",
+            f"<h3>What it adds to an event</h3>{table([*heads, 'in process by this'], added)}",
+            "<h3>Where the time goes</h3><p class='note'>Mean of all samples, ms of an event.</p>",
+            table(
+                [
+                    "events, model",
+                    "way",
+                    "encode",
+                    "queue",
+                    "move",
+                    "compute",
+                    "way and Triton",
+                    "decode",
+                    "in process",
+                ],
+                parts,
+            ),
+            "<h3>Throughput of the ensemble by the fused model's</h3>",
+            table(["events", "requests in flight", "ratio"], kept),
+        ]
+    )
+
+
+def _named(cost: Cost) -> list[str]:
+    hits = f"{cost.n_events} events, {cost.n_hits // max(cost.n_events, 1):,} hits each"
+    return [f"{escape(cost.events)}, {escape(cost.model)}<small>{hits}</small>", escape(cost.way)]
+
+
+def _added(cost: Cost) -> list[str]:
+    if cost.missing is not None:
+        return [escape(f"not measured: {cost.missing}")]
+    figures = (cost.added_ms, cost.cpu_added_ms, cost.outside_ms, cost.ratio)
+    return [_figure(figure) for figure in figures]
+
+
+def _parts(cost: Cost) -> list[str]:
+    parts = (cost.encode_ms, cost.queue_ms, cost.moved_ms, cost.compute_ms, cost.transfer_ms, cost.decode_ms)
+    return [f"{value:.2f}" for value in (*parts, cost.in_process_ms)]
+
+
+def _figure(figure: Figure | None) -> str:
+    if figure is None or figure.p50 is None:
+        return f"<small>too few samples: {0 if figure is None else figure.n}</small>"
+    interval = "" if figure.low is None else f"<small>{figure.low:.3g} to {figure.high:.3g}</small>"
+    return f"{figure.p50:.3g}{interval}<small>n = {figure.n}</small>"
+
+
+def memory(result: Memories) -> str:
+    """Return what `tritrack.bench.memory` measured."""
+    rows = [
+        [
+            f"{escape(row.model)}<small>n = {row.n_found + row.n_refused:,} requests, {row.n_refused:,} refused</small>",
+            f"{row.before.own:.0f}",
+            f"{row.own.second_quarter:.0f}",
+            f"{row.own.last_quarter:.0f}",
+            f"{row.own.per_1000_requests:+.1f}",
+            f"{row.own.peak:.0f}",
+        ]
+        for row in result.rows
+    ]
+    heads = ["model", "before", "second quarter", "last quarter", "growth for 1,000 requests", "peak"]
+    series = [
+        Series(
+            name=row.model,
+            x=tuple(float(each.requests) for each in row.series),
+            y=tuple(each.own for each in row.series),
+        )
+        for row in result.rows
+    ]
+    picture = lines(series, x="requests", y="memory of the server [MB]")
+    return (
+        "<p class='note'>Memory of all of a server's processes, pages that they share counted once, in MB (10^6 bytes).</p>"
+        f"{table(heads, rows)}{plots([('memory against requests', picture)])}"
+    )
+
+
+def load(result: Loads) -> str:
+    """Return what `tritrack load` measured."""
+    heads = ["load", "events/s", "hits/s", "p50, ms", "p95, ms", "p99, ms", "no answer", "generator"]
+    closed = [each for each in result.loads if each.loop == "closed"]
+    return (
+        f"<p class='note'>{escape(result.model)}, {result.n_events} events of together {result.n_hits:,} hits, sent again "
+        "and again. Times as of this machine.</p>"
+        f"{table(heads, [_load_cells(each) for each in result.loads])}{_load_pictures({result.model: closed})}"
+    )
+
+
+def _load_cells(each: Load) -> list[str]:
+    name = f"{each.rate:g} due in a second" if each.loop == "open" else f"{each.n_clients} clients"
+    errors = each.errors
+    failed = errors.unavailable + errors.timeout + errors.refused + errors.other
+    quantiles = (each.latency.p50, each.latency.p95, each.latency.p99)
+    return [
+        f"{name}<small>n = {each.latency.n:,} in {each.seconds:.0f} s</small>",
+        f"{each.events_per_s:.2f}",
+        f"{each.hits_per_s:,.0f}",
+        *("" if value is None else f"{value * 1e3:,.0f}" for value in quantiles),
+        str(failed),
+        "may have set the pace" if each.saturated else "",
+    ]
+
+
+def _load_pictures(loads: dict[str, list[Load]]) -> str:
+    """Return latency against throughput, and throughput against clients, of closed loops by name."""
+    curves, rates = [], []
+    for name, some in loads.items():
+        told = [(each.events_per_s, each.latency.p50) for each in some if each.latency.p50 is not None]
+        if told:
+            x, y = zip(*told, strict=True)
+            curves.append(Series(name=f"{name}, p50", x=x, y=tuple(1e3 * value for value in y)))
+        clients = tuple(float(each.n_clients or 0) for each in some)
+        rates.append(Series(name=name, x=clients, y=tuple(each.events_per_s for each in some)))
+    pictures = []
+    if curves:
+        picture = lines(curves, x="events answered [1/s]", y="latency, p50 [ms]")
+        pictures.append(("latency against throughput", picture))
+    if any(len(each.x) > 1 for each in rates):
+        picture = lines(rates, x="clients", y="events answered [1/s]", log_x=True)
+        pictures.append(("throughput against clients", picture))
+    return plots(pictures)
+
+
+def sweep(result: Sweep) -> str:
+    """Return what `tritrack.bench.sweep` measured."""
+    rows = [
+        [
+            f"{escape(row.setting)}<small>{row.n_clients} clients</small>",
+            f"{np.median(row.ratio):.2f}<small>{min(row.ratio):.2f} to {max(row.ratio):.2f}, n = {len(row.ratio)}</small>",
+            f"{np.median(row.cpu_ratio):.2f}" if row.cpu_ratio else "",
+            f"{np.median([each.events_per_s for each in row.loads]):.2f}",
+            _median_p50(row.loads),
+        ]
+        for row in result.rows
+    ]
+    heads = ["instances", "throughput by one instance each", "processor time likewise", "events/s", "p50, ms"]
+    loads: dict[str, list[Load]] = {}
+    for row in result.rows:
+        middle = sorted(row.loads, key=lambda each: each.events_per_s)[len(row.loads) // 2]
+        loads.setdefault(f"instances {row.setting}", []).append(middle)
+    return (
+        f"<p class='note'>{len(result.n_hits)} events of {min(result.n_hits):,} to {max(result.n_hits):,} hits; the heaviest "
+        f"step is {escape(result.heaviest)} ({100 * result.heaviest_share:.0f} % of the time of all). Best setting: {escape(result.best)}. Times as of this machine.</p>"
+        f"{table(heads, rows)}{_load_pictures(loads)}"
+    )
+
+
+def _median_p50(loads: Sequence[Load]) -> str:
+    told = [each.latency.p50 for each in loads if each.latency.p50 is not None]
+    n = f"<small>n = {sum(each.latency.n for each in loads):,}</small>"
+    return f"{1e3 * float(np.median(told)):,.0f}{n}" if told else n
