@@ -80,13 +80,14 @@ def write_page(path: Path, *, out: Path) -> Path:
         title="Track finding: networks, rules, and a Kalman filter",
         body="<h1>Track finding: networks, rules, and a Kalman filter</h1>"
         "<p>All finders ran on the same events. Intervals are 68 % Clopper-Pearson. Selections:</p>"
-        f"<ul>{selections}</ul>{_table(result)}{_refusals(result)}{sections}"
+        f"<ul>{selections}</ul>{finders_table(result)}{_refusals(result)}{sections}"
         f"<h2>Ratios</h2>{_ratios(result)}<h2>Definitions</h2><dl>{definitions}{_provenance(result)}</dl>",
     )
     return page
 
 
-def _table(result: Result) -> str:
+def finders_table(result: Result) -> str:
+    """Return the table of all finders."""
     heads = ["events", "finder", *(f"efficiency, {key}" for key in result.selections)]
     heads += [*(RATES[rate].lower() for rate in _OF_TRACKS), "s an event", "events/s", "memory, GB"]
     return table(heads, [[escape(row.events), escape(row.finder), *_cells(row)] for row in result.rows])

@@ -70,6 +70,7 @@ class Measurement:
 _SERVED = ("--engines", "{engines}", "--threads", "1")
 _OF_WEIGHTS = (*_SERVED, "--weights", "{weights}")
 _ENGINES = (*_OF_WEIGHTS, "--rounds", "20")
+_COMPARED = ("--engines", "{engines}", "--threads", "2")
 _SIZES = ("{events}/pileup0", "{events}/pileup40", "{events}/pileup200")
 
 MEASUREMENTS = (
@@ -106,6 +107,11 @@ MEASUREMENTS = (
         name="floors",
         short=("{events}/pileup40", *_OF_WEIGHTS, "--first", "1", "--rounds", "5"),
         full=("{events}/pileup200", *_OF_WEIGHTS, "--first", "2", "--rounds", "20"),
+    ),
+    Measurement(
+        name="compare",
+        short=("{events}/pileup40", "{events}/pileup200", *_COMPARED, "--first", "2", "--first", "1"),
+        full=("{events}/pileup40", "{events}/pileup200", *_COMPARED, "--rounds", "3"),
     ),
 )
 """What the protocols run, in this order."""

@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from tritrack.bench import sections, server_sections, size_sections
+from tritrack.bench.compare_page import finders_table
 from tritrack.bench.page import write_html
 from tritrack.bench.result import ResultError, read_named
 from tritrack.failures import one_sentence
@@ -95,6 +96,7 @@ SECTIONS = (
         name="compare",
         title="Finders compared",
         about="The chain, the rule-based finder and ACTS' Kalman filter on the same events.",
+        render=finders_table,
     ),
 )
 """The sections, in order."""
