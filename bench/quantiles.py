@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import quantile_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +27,8 @@ def median_interval(samples: NDArray[np.float64]) -> tuple[float, float] | None:
     Its ends are two of the samples, as far from the middle as the binomial distribution asks for (W. J. Conover,
     Practical Nonparametric Statistics).
     """
+    from scipy.stats import quantile_test  # a second to import, and `tritrack load` wants no interval
+
     if len(samples) == 0:
         return None
     interval = quantile_test(samples, p=0.5).confidence_interval(confidence_level=0.95)
