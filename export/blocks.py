@@ -83,7 +83,7 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
     widest = max(
         math.prod(map(int, shapes[name][1:])) for region in regions for node in region for name in node.output
     )
-    whole = {_whole(name): shapes[name][1:] for name in in_blocks}
+    whole = {_whole(name): (f"{dim}{WHOLE}", *shapes[name][1:]) for name in in_blocks}
     rows = max(numbers // widest, 1)
     return _rebuilt(
         model, [*_sizes(model, dim), *nodes, *outside], whole=whole, constants=_constants(dim, rows)
@@ -292,8 +292,8 @@ def _rebuilt(
         for value in (*graph.value_info, *graph.input, *graph.output)
     }
     graph.value_info.extend(
-        make_tensor_value_info(name, types[name.removesuffix(WHOLE)], ["whole", *widths])
-        for name, widths in whole.items()
+        make_tensor_value_info(name, types[name.removesuffix(WHOLE)], dims)
+        for name, dims in whole.items()
     )
     kept = {name for node in graph.node for name in node.output}
     values = [value for value in graph.value_info if value.name in kept]

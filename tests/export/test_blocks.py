@@ -10,6 +10,7 @@ pytest.importorskip("onnxscript")
 from tritrack.export.blocks import run_in_blocks
 from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
+from tritrack.export.precision import typed_network
 from tritrack.stages.contract import STAGES
 from tritrack.stages.networks import PairLinear, run_network
 from tritrack.stages.weights import load_weights
@@ -55,6 +56,22 @@ def test_blocks_compute_the_same(models, stage, n_hits, n_edges):
     wanted, found = run(whole, inputs), run(blocks, inputs)
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", NETWORKS)
+def test_in_16_bits_too(small_weights, stage):
+    """ONNX Runtime puts casts between the layers there, and lets tensors of one size share their memory."""
+    card, networks = load_weights(small_weights)
+    typed = typed_network(networks[stage], "fp16")
+    model = export_network(typed, spec=NETWORKS[stage], card=card, precision="fp16")
+    rng = np.random.default_rng(0)
+    hits = rng.uniform(-1000, 1000, (300, 3)).astype(np.float32)
+    edges = np.sort(rng.integers(0, 300, (2, 2000)), axis=0).astype(np.int32)
+    inputs = [hits, edges][: len(NETWORKS[stage].inputs)]
+    names = [tensor.name for tensor in NETWORKS[stage].inputs]
+    found = run(model, dict(zip(names, inputs, strict=True)))
+    wanted = run_network(networks[stage], *inputs)
+    np.testing.assert_allclose(found, wanted, atol=2e-2 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("stage", NETWORKS)
