@@ -292,8 +292,7 @@ def _rebuilt(
         for value in (*graph.value_info, *graph.input, *graph.output)
     }
     graph.value_info.extend(
-        make_tensor_value_info(name, types[name.removesuffix(WHOLE)], dims)
-        for name, dims in whole.items()
+        make_tensor_value_info(name, types[name.removesuffix(WHOLE)], dims) for name, dims in whole.items()
     )
     kept = {name for node in graph.node for name in node.output}
     values = [value for value in graph.value_info if value.name in kept]
