@@ -58,8 +58,8 @@ def expand_sums(model: onnx.ModelProto) -> None:
     Edges are sorted by the hit they add to (a stable sort: equal ones keep their order), once for each direction. A loop
     takes some hits at a time, gathers the rows of their edges and forms the running sum over them; each hit's sum
     is the difference of two of its values. Within blocks of 16 edges the running sum is float32, a product with a
-    triangle of ones, over blocks float64: as exact as adding the edges of a hit in float32. The result does not
-    depend on the number of threads. (ScatterND with a reduction loses duplicates under more than one thread of ONNX
+    triangle of ones that gives the block's sum, too, over blocks float64: as exact as adding the edges of a hit in
+    float32. The result does not depend on the number of threads, as a ReduceSum's would. (ScatterND with a reduction loses duplicates under more than one thread of ONNX
     Runtime 1.32, its ScatterElements takes several times as long, and so does a CumSum over all edges.)
     """
     nodes = list(model.graph.node)
@@ -99,7 +99,8 @@ _CONSTANTS: dict[str, NDArray[Any]] = {
     "always": np.array(True),
     "rows": np.array([-1, _BLOCK]),
     "fill": np.zeros(_BLOCK, dtype=np.int64),
-    "before": np.tril(np.ones((_BLOCK, _BLOCK), dtype=np.float32), -1),
+    "before": np.tril(np.ones((_BLOCK + 1, _BLOCK), dtype=np.float32), -1),
+    "last_row": np.array(_BLOCK),
 }
 """Tensors that all sums of a model share."""
 
@@ -167,12 +168,13 @@ def _sum(values: str, index: str, total: str) -> list[onnx.NodeProto]:
         node("Gather", [values, name("row_of_block")], "terms", axis=0),
         node("MatMul", ["sum/before", name("terms")], "in_block"),
         node("Flatten", [name("in_block")], "running", axis=2),
-        node("ReduceSum", [name("terms"), "sum/one"], "of_block", keepdims=0),
+        node("Gather", [name("in_block"), "sum/last_row"], "of_block", axis=1),
         node("Cast", [name("of_block")], "of_block64", to=TensorProto.DOUBLE),
         node("CumSum", [name("of_block64"), "sum/first"], "before_block", exclusive=1),
-        node("Gather", [name("running"), name("edge")], "within", axis=0),
-        node("Cast", [name("within")], "within64", to=TensorProto.DOUBLE),
         node("Div", [name("edge"), "sum/block"], "block"),
+        node("Add", [name("edge"), name("block")], "row_of_edge"),  # a block's sum comes after its rows
+        node("Gather", [name("running"), name("row_of_edge")], "within", axis=0),
+        node("Cast", [name("within")], "within64", to=TensorProto.DOUBLE),
         node("Gather", [name("before_block"), name("block")], "until_block", axis=0),
         node("Add", [name("within64"), name("until_block")], "until"),
         node("Slice", [name("until"), "sum/one", "sum/beyond"], "until_end"),
