@@ -60,7 +60,8 @@ class Row:
         In each round, throughput by that of one instance of every step under the same load: above 1 is a gain.
     cpu_ratio
         Likewise the server's processor time an event with one instance of every step, by this setting's: near 1 the
-        settings do the same work, and a gain in throughput comes from more of the machine. Empty without psutil.
+        settings do the same work, and a gain in throughput comes from more of the machine. Empty without psutil, and
+        where a load was too short for the processor's clock, which counts in hundredths of a second.
     """
 
     setting: str
@@ -196,20 +197,22 @@ def measure(
                 loads.setdefault((setting, n_clients), []).append(load)
     first = next(iter(servers))
     return [
-        _row(setting, n_clients, loads[setting, n_clients], loads[first, n_clients])
+        make_row(setting, n_clients, loads[setting, n_clients], ones=loads[first, n_clients])
         for setting in servers
         for n_clients in clients
     ]
 
 
-def _row(setting: str, n_clients: int, loads: Sequence[Load], ones: Sequence[Load]) -> Row:
-    cpu, cpu_of_one = _cpu_seconds(loads), _cpu_seconds(ones)
+def make_row(setting: str, n_clients: int, loads: Sequence[Load], *, ones: Sequence[Load]) -> Row:
+    """Set the loads of a setting against those of one instance each, round by round."""
+    spent, of_one = _cpu_seconds(loads), _cpu_seconds(ones)
+    told = all(seconds > 0 for seconds in (*spent, *of_one))
     return Row(
         setting=setting,
         n_clients=n_clients,
         loads=tuple(loads),
         ratio=tuple(load.events_per_s / one.events_per_s for load, one in zip(loads, ones, strict=True)),
-        cpu_ratio=tuple(one / some for one, some in zip(cpu_of_one, cpu, strict=True) if some > 0),
+        cpu_ratio=tuple(one / some for one, some in zip(of_one, spent, strict=True)) if told else (),
     )
 
 

@@ -11,14 +11,15 @@ pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)
 
 from tritrack.bench.figures import Errors, Latency, Load, StepTime
 from tritrack.bench.result import make_header, read_result
-from tritrack.bench.sweep import Result, Row, alternate, best_setting, heaviest_step
+from tritrack.bench.sweep import Result, Row, alternate, best_setting, heaviest_step, make_row
+from tritrack.bench.watch import ProcessUse
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits
 from tritrack.stages.card import read_card
 
 
-def load_of(rate: float, *, steps: tuple[StepTime, ...] = ()) -> Load:
+def load_of(rate: float, *, steps: tuple[StepTime, ...] = (), cores: float | None = None) -> Load:
     return Load(
         loop="closed",
         n_clients=1,
@@ -39,19 +40,15 @@ def load_of(rate: float, *, steps: tuple[StepTime, ...] = ()) -> Load:
         generator_cores=0.1,
         saturated=False,
         steps=steps,
-        process=None,
+        process=None if cores is None else ProcessUse(n_processes=1, cores=cores, peak_bytes=0),
         gpus=(),
         absent=(),
     )
 
 
 def row(setting: str, n_clients: int, rates: tuple[float, ...], one: tuple[float, ...]) -> Row:
-    return Row(
-        setting=setting,
-        n_clients=n_clients,
-        loads=tuple(load_of(rate) for rate in rates),
-        ratio=tuple(rate / first for rate, first in zip(rates, one, strict=True)),
-        cpu_ratio=(),
+    return make_row(
+        setting, n_clients, [load_of(rate) for rate in rates], ones=[load_of(rate) for rate in one]
     )
 
 
@@ -80,6 +77,22 @@ def test_the_best_setting_gains_in_every_round(small_engines, others, best, gain
         "events_per_s, best instances over 1 each": pytest.approx(gain),
         "events_per_s, 8 clients over 1": 2.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("cores", "cores_of_one", "cpu_ratio"),
+    [
+        ((2.0, 2.0), (1.0, 1.5), (1.0, 1.5)),  # twice the rate with twice the cores: the same work
+        ((0.0, 2.0), (1.0, 1.0), ()),  # a load shorter than a tick of the clock
+        ((2.0, 2.0), (1.0, 0.0), ()),
+        ((None, None), (None, None), ()),
+    ],
+)
+def test_processor_time_is_compared_where_it_was_told(cores, cores_of_one, cpu_ratio):
+    loads = [load_of(20.0, cores=each) for each in cores]
+    made = make_row("2", 8, loads, ones=[load_of(10.0, cores=each) for each in cores_of_one])
+    assert made.ratio == (2.0, 2.0)
+    assert made.cpu_ratio == pytest.approx(cpu_ratio)
 
 
 @pytest.mark.parametrize(("sizes", "order"), [([], []), ([3], [3]), ([3, 1, 5, 4, 2], [1, 5, 2, 4, 3])])
@@ -138,8 +151,6 @@ def test_settings_take_turns(small_engines, tmp_path):
         one = next(other for other in result.rows if (other.setting, other.n_clients) == ("1", row.n_clients))
         rates = [load.events_per_s for load in row.loads]
         np.testing.assert_allclose(row.ratio, np.array(rates) / [load.events_per_s for load in one.loads])
-        spent = [[load.process.cores / load.events_per_s for load in each.loads] for each in (one, row)]
-        np.testing.assert_allclose(row.cpu_ratio, np.array(spent[0]) / spent[1])
     assert result.n_hits == (200, 300)
     assert (result.header.threads, result.header.working_point) == (1, "fast")
     # A process for each instance of each of the six steps, and the server.
