@@ -66,8 +66,7 @@ def in_chains(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: W
     interval = intervals(measured(hits), pairs[0], pairs[1], windows.overlap)
     starts, ends, by_end = _at_hits(pairs, n_hits)
     further, max_d0 = windows.min_chain - 1, np.float32(windows.max_d0)
-    outwards = _chain_lengths(interval, pairs[1], starts, None, max_d0, further)
-    inwards = _chain_lengths(interval, pairs[0], ends, by_end, max_d0, further)
+    outwards, inwards = _chain_lengths(interval, starts, ends, by_end, max_d0=max_d0, longest=further)
     has_direction = interval[SLOPE_WIDTH] >= 0
     stays: NDArray[np.bool_] = has_direction & (outwards + inwards >= further)
     of_chains = np.ascontiguousarray(interval[:, stays])
@@ -140,57 +139,58 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
 
 def _chain_lengths(
     interval: Intervals,
-    at: Places,
     starts: NDArray[np.int64],
-    order: Places | None,
+    ends: NDArray[np.int64],
+    by_end: Places,
+    *,
     max_d0: np.float32,
     longest: int,
-) -> NDArray[np.int8]:
-    """Return how many pairs, ``longest`` at most, go on from each one at its hit ``at``; 0 without a direction.
-
-    The pairs that go on at hit h are ``order[starts[h]:starts[h + 1]]``; without an order they are those numbers.
-    """
-    length = np.zeros(at.size, dtype=np.int8)
-    # In the order of the search its loops run over neighbours in memory.
-    there = interval if order is None else np.ascontiguousarray(interval[:, order])
+) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Return how many pairs, ``longest`` at most, go on from each one outwards and inwards; 0 without a direction."""
+    outwards = np.zeros(by_end.size, dtype=np.int8)
+    inwards = np.zeros(by_end.size, dtype=np.int8)
     for reached in range(longest):
-        long_enough = length >= reached
-        width = np.where(long_enough if order is None else long_enough[order], there[SLOPE_WIDTH], -np.inf)
-        goes_on = _go_on(interval, there, width.astype(np.float32), at, starts, max_d0, long_enough)
-        length[goes_on] = reached + 1
-    return length
+        _go_on(interval, starts, ends, by_end, max_d0, reached, outwards, inwards)
+    return outwards, inwards
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
 def _go_on(
     interval: Intervals,
-    there: Intervals,
-    slope_width: NDArray[np.float32],
-    at: Places,
     starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    by_end: Places,
     max_d0: np.float32,
-    asked: NDArray[np.bool_],
-) -> NDArray[np.bool_]:
-    result = np.zeros(at.size, dtype=np.bool_)
-    for pair in numba.prange(at.size):
-        if not asked[pair] or interval[SLOPE_WIDTH, pair] < 0:
-            continue
-        first, last = starts[at[pair]], starts[at[pair] + 1]
-        slope, width = there[SLOPE, first:last], slope_width[first:last]
-        curvature, bound = there[CURVATURE, first:last], there[CURVATURE_WIDTH, first:last]
-        weight = there[D0_WEIGHT, first:last]
-        own_slope, own_width = interval[SLOPE, pair], interval[SLOPE_WIDTH, pair]
-        own_curvature, own_bound = interval[CURVATURE, pair], interval[CURVATURE_WIDTH, pair]
-        own_weight = interval[D0_WEIGHT, pair]
-        # Counting them all, without a branch, compiles to vectors; stopping at the first does not.
-        n_agree = 0
-        for i in range(last - first):
-            n_agree += (abs(own_slope - slope[i]) <= own_width + width[i]) & (
-                abs(own_curvature - curvature[i])
-                <= own_bound + bound[i] + max_d0 * abs(own_weight - weight[i])
-            )
-        result[pair] = n_agree > 0
-    return result
+    reached: int,
+    outwards: NDArray[np.int8],
+    inwards: NDArray[np.int8],
+) -> None:
+    """Make chains of ``reached`` pairs longer by one where they go on, in both directions."""
+    # A pair is written to at one hit alone, and what others read of it, ``reached`` or not, stays as it is.
+    for hit in numba.prange(starts.size - 1):
+        first, last = starts[hit], starts[hit + 1]
+        slope, width = interval[SLOPE, first:last], interval[SLOPE_WIDTH, first:last]
+        curvature, bound = interval[CURVATURE, first:last], interval[CURVATURE_WIDTH, first:last]
+        weight = interval[D0_WEIGHT, first:last]
+        outer_outwards, outer_inwards = outwards[first:last], inwards[first:last]
+        for pair in by_end[ends[hit] : ends[hit + 1]]:
+            own_slope, own_width = interval[SLOPE, pair], interval[SLOPE_WIDTH, pair]
+            own_curvature, own_bound = interval[CURVATURE, pair], interval[CURVATURE_WIDTH, pair]
+            own_weight = interval[D0_WEIGHT, pair]
+            comes_in = inwards[pair] >= reached
+            if own_width < 0 or not (comes_in or outwards[pair] >= reached):
+                continue
+            goes_out = False
+            for outer in range(last - first):
+                if (abs(own_slope - slope[outer]) <= own_width + width[outer]) and (
+                    abs(own_curvature - curvature[outer])
+                    <= own_bound + bound[outer] + max_d0 * abs(own_weight - weight[outer])
+                ):
+                    goes_out |= outer_outwards[outer] >= reached
+                    if comes_in:
+                        outer_inwards[outer] = reached + 1
+            if goes_out:
+                outwards[pair] = reached + 1
 
 
 @numba.njit(cache=True, nogil=True, inline="always")

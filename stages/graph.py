@@ -6,6 +6,7 @@ contract's order.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numba
@@ -25,8 +26,14 @@ if TYPE_CHECKING:
 N_AXES = 3
 """Principal axes of the cells: the learned space is nearly flat, so three hold most of its spread."""
 
+SLICES = 4
+"""Parts of a cell along the last axis: fewer hits lie within whole ones than within three cells."""
+
 MAX_CELLS = 1 << 20
-"""Cells along one axis: three axes still fit an int64."""
+"""Cells along one axis: three axes, one of them in slices, still fit an int64."""
+
+HITS_AT_ONCE = 256
+"""Hits whose neighbours a thread finds at once: bounds what an event over the limit takes before it is refused."""
 
 FLAT_SEARCH_HITS = 20_000
 """Up to this many hits FAISS compares all of them; above, it looks into the nearest of its lists."""
@@ -67,21 +74,17 @@ def radius_graph(
     Raises
     ------
     ContractError
-        Where there are more than ``max_pairs`` pairs; found by counting, before they are stored.
+        Where there are more than ``max_pairs`` pairs; found before they are put together.
     """
     if hits.shape[0] < 2:
         return np.empty((2, 0), dtype=np.int32)
     by_cell, first, last = _search(embedding, radius=radius)
     points = np.ascontiguousarray(embedding[by_cell].T)
     squared = np.float32(radius) * np.float32(radius)
-    place, limits = geometry(hits[by_cell]), bounds(windows)
-    longest = int(np.maximum(last - first, 0).sum(axis=0).max())
-    counts = _count_pairs(points, place, first, last, squared, limits, longest)
-    starts = np.concatenate(([0], np.cumsum(counts)))
-    check_pairs(int(starts[-1]), max_pairs=max_pairs)
-    pairs = np.empty((2, starts[-1]), dtype=np.int32)
-    number = by_cell.astype(np.int32)
-    _fill_pairs(points, place, first, last, squared, limits, longest, starts, number, pairs)
+    pairs = _find_all(
+        points, geometry(hits[by_cell]), first, last, squared, bounds(windows), max_pairs=max_pairs
+    )
+    pairs = by_cell.astype(np.int32)[pairs]
     return _chained(hits, orient_pairs(hits, pairs), windows=windows)
 
 
@@ -189,6 +192,7 @@ def _cells(embedding: NDArray[np.float32], *, radius: float) -> tuple[NDArray[np
     # A hair over the radius: rounding in the projection must not push a neighbour two cells away. Larger
     # cells only cost time; they keep the number of cells countable when a few hits lie far away.
     size = np.maximum(radius * 1.0001, along.max(axis=0) / MAX_CELLS)
+    size[N_AXES - 1 :] /= SLICES
     cells = np.floor(along / size).astype(np.int64)
     if cells.shape[1] < N_AXES:
         cells = np.pad(cells, ((0, 0), (0, N_AXES - cells.shape[1])))
@@ -200,7 +204,7 @@ def _search_ranges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the sorted positions that each hit is compared with, as ranges int64 [5, n_hits].
 
-    Along the last axis three neighbouring cells are one contiguous range. Of the nine such columns a
+    Along the last axis the cells within the radius are one contiguous range. Of the nine such columns a
     pair of cells is visited from one side only: the own column from the hit onwards, and four others.
     """
     n_hits = keys.size
@@ -209,7 +213,7 @@ def _search_ranges(
     x, y = column // shape[1], column % shape[1]
     first = np.empty((5, n_hits), dtype=np.int64)
     last = np.empty((5, n_hits), dtype=np.int64)
-    low, high = np.maximum(last_cell - 1, 0), np.minimum(last_cell + 1, shape[2] - 1)
+    low, high = np.maximum(last_cell - SLICES, 0), np.minimum(last_cell + SLICES, shape[2] - 1)
     for row, (dx, dy) in enumerate([(0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]):
         inside = (x + dx < shape[0]) & (y + dy >= 0) & (y + dy < shape[1])
         base = ((x + dx) * shape[1] + y + dy) * shape[2]
@@ -219,71 +223,76 @@ def _search_ranges(
     return first, last
 
 
+def _find_all(
+    points: NDArray[np.float32],
+    place: Geometry,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    squared_radius: np.float32,
+    limits: Bounds,
+    *,
+    max_pairs: int,
+) -> NDArray[np.int32]:
+    """Return the pairs of sorted positions, int32 [2, n_pairs] (raises ContractError over ``max_pairs``)."""
+    n_hits = points.shape[1]
+    found: list[NDArray[np.int32]] = []
+    counts = np.zeros(n_hits, dtype=np.int64)
+
+    def search(begin: int) -> NDArray[np.int32]:
+        end = min(begin + HITS_AT_ONCE, n_hits)
+        return _neighbours(points, place, first, last, squared_radius, limits, begin, end, counts)
+
+    with ThreadPoolExecutor(numba.get_num_threads()) as threads:
+        n_pairs = 0
+        for piece in threads.map(search, range(0, n_hits, HITS_AT_ONCE)):
+            n_pairs += piece.size
+            if n_pairs <= max_pairs:
+                found.append(piece)
+    check_pairs(n_pairs, max_pairs=max_pairs)
+    return np.stack([np.repeat(np.arange(n_hits, dtype=np.int32), counts), np.concatenate(found)])
+
+
 @numba.njit(cache=True, nogil=True)
 def _neighbours(
     points: NDArray[np.float32],
     place: Geometry,
-    hit: int,
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     squared_radius: np.float32,
     limits: Bounds,
-    squared: NDArray[np.float32],
-    found: NDArray[np.int64],
-) -> int:
-    """Write the neighbours of a hit in its ranges to ``found`` and return their number."""
+    begin: int,
+    end: int,
+    counts: NDArray[np.int64],
+) -> NDArray[np.int32]:
+    """Return the neighbours of hits ``begin`` to ``end`` in their ranges, one hit after the other, and count them."""
+    longest = 0
+    for hit in range(begin, end):
+        for row in range(first.shape[0]):
+            longest = max(longest, last[row, hit] - first[row, hit])
+    squared = np.empty(longest, dtype=np.float32)
+    found = np.empty(64 * (end - begin) + longest, dtype=np.int32)
     count = 0
-    for row in range(first.shape[0]):
-        start = first[row, hit]
-        n = max(last[row, hit] - start, 0)
-        # One loop an axis: it compiles to vectors.
-        for there in range(n):
-            squared[there] = np.float32(0.0)
-        for axis in range(points.shape[0]):
-            here = points[axis, hit]
-            along = points[axis, start : start + n]
+    for hit in range(begin, end):
+        before = count
+        for row in range(first.shape[0]):
+            start = first[row, hit]
+            n = max(last[row, hit] - start, 0)
+            if count + n > found.size:
+                more = np.empty(2 * found.size + n, dtype=np.int32)
+                more[:count] = found[:count]
+                found = more
+            # One loop an axis: it compiles to vectors.
             for there in range(n):
-                difference = along[there] - here
-                squared[there] += difference * difference
-        for there in range(n):
-            if squared[there] <= squared_radius and is_possible(place, hit, start + there, limits):
-                found[count] = start + there
-                count += 1
-    return count
-
-
-@numba.njit(cache=True, parallel=True, nogil=True)
-def _count_pairs(
-    points: NDArray[np.float32],
-    place: Geometry,
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    squared_radius: np.float32,
-    limits: Bounds,
-    longest: int,
-) -> NDArray[np.int64]:
-    counts = np.zeros(points.shape[1], dtype=np.int64)
-    for hit in numba.prange(points.shape[1]):
-        squared, found = np.empty(longest, dtype=np.float32), np.empty(longest, dtype=np.int64)
-        counts[hit] = _neighbours(points, place, hit, first, last, squared_radius, limits, squared, found)
-    return counts
-
-
-@numba.njit(cache=True, parallel=True, nogil=True)
-def _fill_pairs(
-    points: NDArray[np.float32],
-    place: Geometry,
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    squared_radius: np.float32,
-    limits: Bounds,
-    longest: int,
-    starts: NDArray[np.int64],
-    number: NDArray[np.int32],
-    pairs: NDArray[np.int32],
-) -> None:
-    for hit in numba.prange(points.shape[1]):
-        squared, found = np.empty(longest, dtype=np.float32), np.empty(longest, dtype=np.int64)
-        count = _neighbours(points, place, hit, first, last, squared_radius, limits, squared, found)
-        pairs[0, starts[hit] : starts[hit + 1]] = number[hit]
-        pairs[1, starts[hit] : starts[hit + 1]] = number[found[:count]]
+                squared[there] = np.float32(0.0)
+            for axis in range(points.shape[0]):
+                here = points[axis, hit]
+                along = points[axis, start : start + n]
+                for there in range(n):
+                    difference = along[there] - here
+                    squared[there] += difference * difference
+            for there in range(n):
+                if squared[there] <= squared_radius and is_possible(place, hit, start + there, limits):
+                    found[count] = start + there
+                    count += 1
+        counts[hit] = count - before
+    return found[:count].copy()

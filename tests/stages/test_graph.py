@@ -164,10 +164,12 @@ def test_too_few_hits_give_no_pairs(n_hits, build):
     assert pairs.dtype == np.int32
 
 
-def test_hits_at_one_place_are_all_pairs():
-    hits = np.ones((30, 3), np.float32)
-    pairs = radius_graph(hits, np.ones((30, 4), np.float32), radius=0.1, max_pairs=435)
-    assert pairs.T.tolist() == [[i, j] for i in range(30) for j in range(i + 1, 30)]
+# 700 hits are searched in three pieces, and have more pairs than there is room for at first.
+@pytest.mark.parametrize("n_hits", [30, 700])
+def test_hits_at_one_place_are_all_pairs(n_hits):
+    hits, embedding = np.ones((n_hits, 3), np.float32), np.ones((n_hits, 4), np.float32)
+    pairs = radius_graph(hits, embedding, radius=0.1, max_pairs=n_hits * (n_hits - 1) // 2)
+    assert pairs.tolist() == [indices.tolist() for indices in np.triu_indices(n_hits, 1)]
 
 
 @pytest.mark.parametrize("build", [radius_graph, partial(knn_graph, k=30)], ids=["radius", "knn"])
