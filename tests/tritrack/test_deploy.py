@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 from tritrack.ensemble_repo.images import PINNED
 from tritrack.service.repository import STEP_SHM, shared_memory_at_limits
 from tritrack.stages.card import read_card
+from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +78,36 @@ def test_what_is_missing_of_docker_is_said(
     )
     assert run.returncode != 0
     assert [line for line in run.stdout.splitlines() if line.startswith("make: ")] == [f"make: {sentence}"]
+
+
+def test_bench_gpu_says_at_once_that_there_is_no_gpu(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    # An environment that is up to date, so that make installs nothing.
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "dev").touch()
+    run = subprocess.run(
+        [
+            make,
+            "--no-print-directory",
+            "--directory",
+            ROOT,
+            "bench-gpu",
+            f"VENV={tmp_path}",
+            "PYTHON=python3",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert run.stdout == "make: there is no GPU here\n"
 
 
 def test_repository_is_written_for_an_image(
