@@ -106,7 +106,8 @@ def _take(tensor: Any) -> Any:
         from torch.utils.dlpack import from_dlpack
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{tensor.name()} lies on a GPU, and torch, which reads it there, is not installed for the server"
+            f"{tensor.name()} lies on a GPU, and torch, which reads it there, is not installed for the server: "
+            "pip install 'tritrack[gpu]'"
         ) from None
     return from_dlpack(tensor.to_dlpack())
 

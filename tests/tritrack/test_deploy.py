@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ COMPOSE = (ROOT / "deploy" / "compose.yaml").read_text()
     [
         ("deploy/Dockerfile", r"^ARG TRITON_TAG=(\S+)$"),
         ("deploy/compose.yaml", r"\$\{TRITON_TAG:-([^}]+)\}"),
+        ("deploy/compose.gpu.yaml", r"\$\{TRITON_TAG:-([^}]+)\}"),
         ("Makefile", r"^TRITON_TAG := (\S+)$"),
         ("docs/containers.md", r"nvcr\.io/nvidia/tritonserver:(\S+)-py3"),
     ],
@@ -41,6 +43,20 @@ def test_shared_memory_does_for_an_event_at_the_limits() -> None:
     steps = 20 * STEP_SHM  # more than there are
     at_limits = shared_memory_at_limits(read_card(ROOT / "weights" / "default"))
     assert at_limits + steps <= int(size) << 30
+
+
+def test_a_server_on_a_gpu_has_torch() -> None:
+    """The image's extra is one that the project has, and the GPU's adds torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    (plain,) = re.findall(r"^ARG EXTRA=(\w+)$", dockerfile, re.MULTILINE)
+    assert "/source[${EXTRA}]" in dockerfile
+    (on_gpu,) = re.findall(
+        r"^ +EXTRA: (\w+)$", (ROOT / "deploy" / "compose.gpu.yaml").read_text(), re.MULTILINE
+    )
+    assert not any(package.startswith("torch") for package in project[plain])
+    assert any(package.startswith("torch") for package in project[on_gpu])
+    assert f"tritrack[{plain}]" in project[on_gpu]
 
 
 def test_the_server_is_reached_from_this_machine_alone() -> None:
