@@ -93,15 +93,15 @@ def load_step(
 
 
 def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
-    """Check what a client may have put on a GPU, by CUDA shared memory."""
-    event_offsets = tensors.get(EVENT_OFFSETS.name)
+    """Check the hits, on the host, wherever Triton put them; memory of another process cannot be handed on."""
+    hits, event_offsets = to_host(tensors[HITS.name]), tensors.get(EVENT_OFFSETS.name)
     check_hits(
-        to_host(tensors[HITS.name]),
+        hits,
         n_columns=len(card.columns),
         max_hits=card.limits.max_hits,
         event_offsets=None if event_offsets is None else to_host(event_offsets),
     )
-    return {HITS.name: tensors[HITS.name]}
+    return {HITS.name: hits}
 
 
 def _find(chain: Pipeline, tensors: Tensors) -> Outputs:

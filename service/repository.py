@@ -67,7 +67,7 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     there = sorted(path.name for path in repository.iterdir() if path.is_dir())
     if missing := [name for name in models if name not in there]:
         raise ServerStartError(f"{repository}: has no model {missing[0]}, it has {', '.join(there)}")
-    on_gpu = [name for name in sorted(_loaded(repository, models or there)) if _wants_gpu(repository / name)]
+    on_gpu = sorted(name for name in _loaded(repository, models or there) if _wants_gpu(repository / name))
     if on_gpu and find_gpu() is None:
         raise ServerStartError(
             f"{repository}: {on_gpu[0]} wants a GPU, and there is none here; write the repository with --device cpu"
@@ -98,9 +98,10 @@ def _instances(version: Path) -> int:
 
 
 def _loaded(repository: Path, models: Sequence[str]) -> set[str]:
-    """Return the models that the server loads for these: they, and an ensemble's steps."""
-    steps = (_read_config(repository / name).ensemble_scheduling.step for name in models)
-    return {*models, *(step.model_name for each in steps for step in each)}
+    """Return the models that the server loads for these: they, and an ensemble's steps; of what is no model none."""
+    configs = {path.parent.name: _read_config(path.parent) for path in repository.glob(f"*/{CONFIG_FILE}")}
+    steps = (configs[name].ensemble_scheduling.step for name in models if name in configs)
+    return configs.keys() & {*models, *(step.model_name for each in steps for step in each)}
 
 
 def _wants_gpu(model: Path) -> bool:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from tritrack.ensemble_repo.steps import load_step
 from tritrack.export.cases import drawn_hits
 from tritrack.stages.card import read_card
 from tritrack.stages.contract import (
@@ -196,6 +197,16 @@ def test_what_breaks_the_contract_is_refused_in_the_same_words(small_engines, de
             stage(tensors if where is None else place(tensors, device, "all"))
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+def test_the_entry_checks_hits_wherever_they_lie(small_engines, device):
+    enter = load_step("entry", small_engines, threads=1, device=device)
+    for which in ("all", "none"):
+        (hits,) = enter(place(REQUESTS["a pack"], device, which)).values()
+        assert isinstance(hits, np.ndarray)
+        np.testing.assert_array_equal(hits, REQUESTS["a pack"]["HITS"])
+        with pytest.raises(ContractError, match="HITS: 2 of 2 rows hold NaN"):
+            enter(place({"HITS": np.full((2, 3), np.nan, np.float32)}, device, which))
 
 
 def test_what_has_no_form_on_a_device_stays_on_the_host(small_engines):
