@@ -90,15 +90,23 @@ export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server 
 		tritrack-export:$(TRITON_TAG) python3 -m tritrack export --engine tensorrt --engines /engines \
 		--weights /weights --events /events --out /plans
 
-# The engines of a machine with a GPU and TensorRT, and what each stage costs there.
+# The engines of a machine with a GPU and TensorRT, what each stage costs there, and what packs gain.
 PLANS := build/plans
+.PHONY: need-gpu
+need-gpu: $(VENV)/dev
+	@$(BIN)/python -c "from tritrack.stages.plan_file import find_gpu as f; raise SystemExit(0 if f() else 1)" \
+		|| { echo "make: there is no GPU here"; exit 1; }
+
 .PHONY: bench-gpu
-bench-gpu: $(VENV)/dev  ## Build TensorRT engines of the shipped weights and time every stage on the GPU
+bench-gpu: need-gpu  ## Build TensorRT engines of the shipped weights; time every stage, and packs, on the GPU
 	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
 		--out build/engines-scatter
 	$(BIN)/tritrack export --engine tensorrt --engines build/engines-scatter --weights $(WEIGHTS) \
 		--events events/samples --out $(PLANS)
 	$(BIN)/python -m tritrack.bench.gpu --engines $(PLANS) --out bench/results events/samples
+	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
+	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(PLANS) --device gpu --seconds 60 \
+		--out bench/results/gpu-packing.json
 
 # All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.
 COMPARE_40 := 4

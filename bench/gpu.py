@@ -1,13 +1,15 @@
 """What each stage costs on a GPU: ``python -m tritrack.bench.gpu --engines PLANS --out FOLDER EVENTS...``.
 
-Two tables: the chain in process, whose networks run in TensorRT and whose arrays are the host's between the
-stages; and the graph and the components on tensors that stay on the device.
+Three tables: the chain in process, whose networks run in TensorRT and whose arrays are the host's between the
+stages; the same with tensors that stay on the device wherever a stage has a form for it; and the graph and the
+components alone on such tensors.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +34,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tritrack.events.event import Event
+
+
+def time_device_chain(
+    engines: Path, event: Event, *, threads: int, device: str, repeats: int
+) -> list[StageTime]:
+    """Run the chain as a server on that device does, once to warm up and then ``repeats`` times.
+
+    The stages are not synchronised with the device but where they wait for it themselves, as all that run there do:
+    TensorRT's engines at their end, the others when they learn how many pairs there are.
+    """
+    pipeline = Pipeline.load(engines, threads=threads, device=device)
+    return [
+        replace(row, stage=f"{row.stage}, tensors on {device}")
+        for row in time_event(pipeline, event, repeats=repeats)
+    ]
 
 
 def time_device_stages(pipeline: Pipeline, event: Event, *, device: str, repeats: int) -> list[StageTime]:
@@ -99,6 +116,7 @@ def main(
     times = []
     for event in read_all(events):
         times += time_event(pipeline, event, repeats=repeats)
+        times += time_device_chain(engines, event, threads=threads, device="cuda:0", repeats=repeats)
         times += time_device_stages(pipeline, event, device="cuda", repeats=repeats)
     for row in times:
         print(f"event {row.event_id}, {row.n_hits} hits, {row.stage}: {np.median(row.seconds) * 1e3:.2f} ms")

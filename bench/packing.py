@@ -1,11 +1,13 @@
 """What packs and the fused model gain in a server: ``python -m tritrack.bench.packing --out FILE.json EVENTS...``.
 
 Each argument is a set of events. Every way to send the set takes its turn in each round, so that whatever else the
-machine does falls on all of them; what counts is the ratio of times within a round.
+machine does falls on all of them; what counts is the ratio of times within a round. With ``--device gpu`` the repository is
+rendered for a GPU; ``--engines`` may be TensorRT's.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,13 +19,15 @@ import numpy as np
 import typer
 
 from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.ensemble_repo.plan import DeviceKind  # noqa: TC001 (typer reads the annotations)
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
-from tritrack.failures import one_sentence
+from tritrack.failures import UsageError, one_sentence
 from tritrack.service.client import TrackFinder
 from tritrack.service.protocol import make_packs
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
+from tritrack.stages.plan_file import find_gpu, plan_file, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +78,7 @@ def time_set(
     pack_hits: Sequence[int],
     in_flight: int,
     repeats: int,
+    at_most: float = math.inf,
 ) -> list[Row]:
     """Send a set in every way, once to warm up and then in rounds; the first finder is what others are set against.
 
@@ -89,16 +94,20 @@ def time_set(
         Requests on their way at once.
     repeats
         Rounds that count.
+    at_most
+        Seconds after which no further round begins; one counts in any case.
     """
     ways = [(finder, budget) for budget in (None, *pack_hits) for finder in finders]
-    seconds = np.empty((repeats + 1, len(ways)))
-    for turn in range(repeats + 1):
-        for way, (finder, budget) in enumerate(ways):
+    rounds: list[list[float]] = []
+    first = time.perf_counter()
+    while len(rounds) < 2 or (len(rounds) <= repeats and time.perf_counter() - first < at_most):
+        rounds.append([])
+        for finder, budget in ways:
             start = time.perf_counter()
             for _ in finder.find_many(events, in_flight=in_flight, pack_hits=budget):
                 pass
-            seconds[turn, way] = time.perf_counter() - start
-    seconds = seconds[1:]
+            rounds[-1].append(time.perf_counter() - start)
+    seconds = np.array(rounds[1:])
     return [
         Row(
             events=name,
@@ -128,14 +137,22 @@ def main(
     ] = [20_000, 100_000],  # noqa: B006 (typer reads it, nothing writes to it)
     in_flight: Annotated[int, typer.Option(min=1, help="Requests on their way at once.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds of a set after which no further round begins.")
+    ] = math.inf,
+    device: Annotated[DeviceKind, typer.Option(help="What the repository is rendered for.")] = "cpu",
 ) -> None:
     """Send sets of events to the ensemble and to the fused model, packed and not, and write JSON."""
+    gpu = find_gpu() if device == "gpu" else None
+    if device == "gpu" and gpu is None:
+        raise UsageError("bench.packing: there is no GPU here, which --device gpu wants")
+    plan = engines / plan_file("gnn")
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         render_repository(
-            engines=engines, out=repository, server="embedded", device="cpu", threads=threads, fused=True
+            engines=engines, out=repository, server="embedded", device=device, threads=threads, fused=True
         )
         with (
             Server(repository, models=models) as server,
@@ -150,9 +167,13 @@ def main(
                     pack_hits=pack_hits,
                     in_flight=in_flight,
                     repeats=repeats,
+                    at_most=seconds,
                 )
     result = {
         **describe_machine(),
+        "device": device,
+        "gpu": gpu,
+        "tensorrt": read_facts(plan).tensorrt if plan.exists() else None,
         "threads": threads,
         "in_flight": in_flight,
         "card_sha256": read_card(engines).hash,

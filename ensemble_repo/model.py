@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.stages.contract import ContractError
+from tritrack.stages.placement import contiguous, copied_to_host, find_device, to_host
 
 HOST_BYTES = "tritrack_host_bytes_total"
 """The server's counter, one for each step."""
@@ -37,18 +38,25 @@ class TritonPythonModel:
         values = {key: parameter["string_value"] for key, parameter in config["parameters"].items()}
         threads = int(values["threads"])
         folder = Path(args["model_repository"]) / args["model_version"]
+        device = find_device(args["model_instance_kind"], int(args["model_instance_device_id"]))
         self.name = args["model_name"]
         self.family = pb_utils.MetricFamily(
             name=HOST_BYTES,
-            description="Bytes of a step's inputs that were copied from a GPU to the host",
+            description="Bytes of tensors that a step copied from a GPU to the host",
             kind=pb_utils.MetricFamily.COUNTER,
         )
         self.host_bytes = self.family.Metric(labels={"stage": self.name})
         self.step = load_step(
-            values["computes"], folder, threads=threads, working_point=values.get("working_point")
+            values["computes"],
+            folder,
+            threads=threads,
+            working_point=values.get("working_point"),
+            device=device,
         )
         self.step(_smallest_inputs(config))  # compiles what is compiled at first use, before the first event
-        pb_utils.Logger.log_info(f"{self.name}: loaded from {folder}, {threads} threads")
+        pb_utils.Logger.log_info(
+            f"{self.name}: loaded from {folder}, {threads} threads, device {device or 'host'}"
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails does not fail the others."""
@@ -61,12 +69,10 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         if request.is_cancelled():
             return _refusal(f"{self.name}: the client gave up", pb_utils.TritonError.CANCELLED)
+        copied = copied_to_host()
         try:
-            tensors = request.inputs()
-            arrays = {tensor.name(): _array(tensor) for tensor in tensors}
-            crossed = sum(arrays[tensor.name()].nbytes for tensor in tensors if not tensor.is_cpu())
-            self.host_bytes.increment(crossed)
-            outputs = self.step(arrays)
+            outputs = self.step({tensor.name(): _take(tensor) for tensor in request.inputs()})
+            answer = [_give(name, array) for name, array in outputs.items()]
         except ContractError as error:
             return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # noqa: BLE001 (a request that fails must not take the others along)
@@ -75,7 +81,9 @@ class TritonPythonModel:
                 f"{self.name} failed: {type(error).__name__}: {error}; the server's log has more",
                 pb_utils.TritonError.INTERNAL,
             )
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        finally:
+            self.host_bytes.increment(copied_to_host() - copied)
+        return pb_utils.InferenceResponse(answer)
 
 
 def _smallest_inputs(config: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +98,27 @@ def _smallest_inputs(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _array(tensor: Any) -> Any:
+def _take(tensor: Any) -> Any:
+    """Return Triton's tensor where it lies: the host's as an array, a GPU's as a tensor of torch's."""
     if tensor.is_cpu():
         return tensor.as_numpy()
-    from torch.utils.dlpack import from_dlpack  # only where the server has a GPU
+    try:
+        from torch.utils.dlpack import from_dlpack
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{tensor.name()} lies on a GPU, and torch, which reads it there, is not installed for the server: "
+            "pip install 'tritrack[gpu]'"
+        ) from None
+    return from_dlpack(tensor.to_dlpack())
 
-    return from_dlpack(tensor.to_dlpack()).cpu().numpy()
+
+def _give(name: str, array: Any) -> Any:
+    """Return an array or a tensor as Triton's, where it lies; one without entries as the host's."""
+    if isinstance(array, np.ndarray):
+        return pb_utils.Tensor(name, array)
+    if array.numel() == 0:  # CUDA has no address of nothing
+        return pb_utils.Tensor(name, to_host(array))
+    return pb_utils.Tensor.from_dlpack(name, contiguous(array))
 
 
 def _refusal(sentence: str, code: int) -> Any:

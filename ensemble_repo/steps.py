@@ -20,6 +20,7 @@ from tritrack.stages.contract import (
     in_event,
 )
 from tritrack.stages.packing import join_pack, split_pack
+from tritrack.stages.placement import to_host
 from tritrack.stages.stage import load_stage
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ if TYPE_CHECKING:
     from tritrack.stages.contract import TensorSpec
     from tritrack.stages.pipeline import Pipeline
 
-    Tensors = Mapping[str, NDArray[Any]]
-    Outputs = dict[str, NDArray[Any]]
+    Tensors = Mapping[str, Any]
+    Outputs = dict[str, Any]
 
 
 def load_step(
-    computes: str, folder: Path, *, threads: int, working_point: WorkingPointName | None = None
+    computes: str,
+    folder: Path,
+    *,
+    threads: int,
+    working_point: WorkingPointName | None = None,
+    device: str | None = None,
 ) -> Callable[[Tensors], Outputs]:
     """Load a step from its version folder.
 
@@ -54,11 +60,13 @@ def load_step(
         Threads of the step; the rule-based finder and the fit have one.
     working_point
         Whose cuts it takes.
+    device
+        Torch's name of the device that the card's stages compute on where they can; None for the host.
 
     Returns
     -------
     callable
-        Named tensors in, named tensors out; raises ContractError on inputs that break the contract.
+        Named tensors in, named tensors out, wherever they lie (`tritrack.stages.placement`); raises ContractError on inputs that break the contract.
 
     Raises
     ------
@@ -72,7 +80,8 @@ def load_step(
     if computes == CHAIN.name:
         from tritrack.stages.pipeline import Pipeline  # here: it imports ONNX Runtime
 
-        return partial(_find, Pipeline.load(folder, threads=threads, working_point=working_point))
+        chain = Pipeline.load(folder, threads=threads, working_point=working_point, device=device)
+        return partial(_find, chain)
     if computes == RULE_FINDER.name:
         from tritrack.rules.finder import RuleFinder  # here: it imports numba
 
@@ -80,16 +89,17 @@ def load_step(
     if computes == FIT_STEP.name:
         return partial(_fit, read_rules(folder))
     spec = next(spec for spec in SERVED_STEPS if spec.name == computes)
-    return load_stage(spec, folder, threads=threads, working_point=working_point)
+    return load_stage(spec, folder, threads=threads, working_point=working_point, device=device)
 
 
 def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
-    hits = tensors[HITS.name]
+    """Check the hits, on the host, wherever Triton put them; memory of another process cannot be handed on."""
+    hits, event_offsets = to_host(tensors[HITS.name]), tensors.get(EVENT_OFFSETS.name)
     check_hits(
         hits,
         n_columns=len(card.columns),
         max_hits=card.limits.max_hits,
-        event_offsets=tensors.get(EVENT_OFFSETS.name),
+        event_offsets=None if event_offsets is None else to_host(event_offsets),
     )
     return {HITS.name: hits}
 

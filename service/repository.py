@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
@@ -15,7 +15,7 @@ from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import SERVED_STEPS
-from tritrack.stages.plan_file import check_plan, plan_file
+from tritrack.stages.plan_file import check_plan, find_gpu, plan_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,13 +47,13 @@ def shared_memory_at_limits(card: ModelCard) -> int:
 
 
 def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
-    """Check a repository's card, its models, that its TensorRT engines run here, and that its tensors have room.
+    """Check a repository's card, its models, its GPU and TensorRT engines, and that its tensors have room.
 
     Raises
     ------
     ServerStartError
-        Where there is no repository, its card or a configuration cannot be used, a model is missing, an engine was built for another
-        machine, or shared memory does not do for the start.
+        Where there is no repository, its card or a configuration cannot be used, a model is missing, it wants a GPU
+        and there is none, an engine was built for another machine, or shared memory does not do for the start.
     """
     cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
     if not cards:
@@ -67,6 +67,11 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     there = sorted(path.name for path in repository.iterdir() if path.is_dir())
     if missing := [name for name in models if name not in there]:
         raise ServerStartError(f"{repository}: has no model {missing[0]}, it has {', '.join(there)}")
+    on_gpu = sorted(name for name in _loaded(repository, models or there) if _wants_gpu(repository / name))
+    if on_gpu and find_gpu() is None:
+        raise ServerStartError(
+            f"{repository}: {on_gpu[0]} wants a GPU, and there is none here; write the repository with --device cpu"
+        )
     if not os.access(SHM, os.W_OK):
         raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
     in_python = {path.parent for file in PYTHON_FILES for path in repository.glob(f"*/*/{file}")}
@@ -88,12 +93,27 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
 
 def _instances(version: Path) -> int:
     """Return how many instances of a model its configuration asks for."""
-    path = version.parent / CONFIG_FILE
+    # Without a group Triton runs one.
+    return sum(group.count for group in _read_config(version.parent).instance_group) or 1
+
+
+def _loaded(repository: Path, models: Sequence[str]) -> set[str]:
+    """Return the models that the server loads for these: they, and an ensemble's steps; of what is no model none."""
+    configs = {path.parent.name: _read_config(path.parent) for path in repository.glob(f"*/{CONFIG_FILE}")}
+    steps = (configs[name].ensemble_scheduling.step for name in models if name in configs)
+    return configs.keys() & {*models, *(step.model_name for each in steps for step in each)}
+
+
+def _wants_gpu(model: Path) -> bool:
+    groups = _read_config(model).instance_group
+    return any(group.kind == triton.ModelInstanceGroup.KIND_GPU for group in groups)
+
+
+def _read_config(model: Path) -> Any:
+    path = model / CONFIG_FILE
     try:
-        config = text_format.Parse(path.read_text(), triton.ModelConfig())
+        return text_format.Parse(path.read_text(), triton.ModelConfig())
     except FileNotFoundError:
         raise ServerStartError(f"{path}: missing") from None
     except text_format.ParseError as error:
         raise ServerStartError(f"{path}: no configuration of Triton's: {error}") from None
-    # Without a group Triton runs one.
-    return sum(group.count for group in config.instance_group) or 1

@@ -22,7 +22,7 @@ from tritrack.stages.chains import (
     SLOPE_WIDTH,
     SOFTEST,
 )
-from tritrack.stages.helix import measured
+from tritrack.stages.helix import resolution_along
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +70,9 @@ def in_chains(hits: Tensor, pairs: Tensor, *, windows: Windows) -> Tensor:
 
 def _intervals(hits: Tensor, inner: Tensor, outer: Tensor, overlap: float) -> Tensor:
     """Return what each pair tells about its particle, as `tritrack.stages.chains.intervals` does."""
-    points = torch.from_numpy(measured(hits.cpu().numpy())).to(hits.device)
-    (x_a, y_a, z_a, resolution_a, _), (x_b, y_b, z_b, resolution_b, _) = points[inner].T, points[outer].T
+    x, y, z = hits[:, :3].double().T
+    points = torch.stack([x, y, z, resolution_along((x * x + y * y).sqrt())])
+    (x_a, y_a, z_a, resolution_a), (x_b, y_b, z_b, resolution_b) = points[:, inner], points[:, outer]
     dx, dy, dz = x_b - x_a, y_b - y_a, z_b - z_a
     chord_squared = dx * dx + dy * dy
     chord = chord_squared.sqrt().clamp(min=1e-3)

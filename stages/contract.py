@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
 CONTRACT_VERSION = 2
 """Raised whenever a tensor's name, dtype, shape or meaning changes."""
@@ -169,13 +170,13 @@ SERVED_STEPS = (EMBEDDING_STAGE, GRAPH_STAGE, SCORE_STEP, CUT_STEP, GNN_STAGE, L
 """The chain as a server runs it: the filter's network apart from its cut, so that several cuts share it."""
 
 
-def check_tensor(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]) -> dict[str, int]:
+def check_tensor(array: NDArray[Any] | Tensor, spec: TensorSpec, sizes: Mapping[str, int]) -> dict[str, int]:
     """Check one array against its specification.
 
     Parameters
     ----------
     array
-        The array.
+        The array, or a tensor of torch's.
     spec
         Its specification.
     sizes
@@ -192,8 +193,8 @@ def check_tensor(array: NDArray[Any], spec: TensorSpec, sizes: Mapping[str, int]
         On a wrong dtype, number of axes or size.
     """
     wanted = f"{spec.dtype} [{', '.join(str(d) for d in spec.dims)}]"
-    if array.dtype != spec.dtype:
-        raise ContractError(f"{spec.name}: dtype is {array.dtype}, the contract wants {wanted}")
+    if (dtype := str(array.dtype).removeprefix("torch.")) != str(spec.dtype):
+        raise ContractError(f"{spec.name}: dtype is {dtype}, the contract wants {wanted}")
     if array.ndim != len(spec.dims):
         raise ContractError(f"{spec.name}: shape is {list(array.shape)}, the contract wants {wanted}")
     known = dict(sizes)

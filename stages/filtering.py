@@ -7,21 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tritrack.stages.contract import check_edges
+from tritrack.stages.placement import Array, contiguous, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
 PAIRS_AT_ONCE = 1 << 17
 """Pairs that the network sees at once: bounds the memory (a million pairs at once take 2 GB)."""
 
 
-def score_pairs(
-    network: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float32]],
-    hits: NDArray[np.float32],
-    edge_index: NDArray[np.int32],
-) -> NDArray[np.float32]:
+def score_pairs(network: Callable[[Array, Array], Array], hits: Array, edge_index: Array) -> Array:
     """Run the filter's network on pieces of the pairs; each pair is scored on its own.
 
     Parameters
@@ -31,23 +26,23 @@ def score_pairs(
     hits
         float32 [n_hits, 3], x, y, z in mm.
     edge_index
-        int32 [2, n_edges].
+        int32 [2, n_edges], where the hits are: on the host, or a tensor on a device.
 
     Returns
     -------
-    ndarray
-        PAIR_SCORE, float32 [n_edges].
+    ndarray or Tensor
+        PAIR_SCORE, float32 [n_edges], there.
     """
-    pieces = [
-        network(hits, np.ascontiguousarray(edge_index[:, start : start + PAIRS_AT_ONCE]))
+    pieces: list[Array] = [
+        network(hits, contiguous(edge_index[:, start : start + PAIRS_AT_ONCE]))
         for start in range(0, edge_index.shape[1], PAIRS_AT_ONCE)
     ]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
+    none = hits[:0, 0]  # float32, and where the hits are
+    score: Array = namespace(hits).concatenate([none, *pieces])
+    return score
 
 
-def select_edges(
-    edge_index: NDArray[np.int32], pair_score: NDArray[np.float32], *, cut: float, max_edges: int
-) -> NDArray[np.int32]:
+def select_edges(edge_index: Array, pair_score: Array, *, cut: float, max_edges: int) -> Array:
     """Keep the pairs whose score reaches the cut.
 
     Parameters
@@ -55,7 +50,7 @@ def select_edges(
     edge_index
         int32 [2, n_edges].
     pair_score
-        float32 [n_edges].
+        float32 [n_edges], where the pairs are: on the host, or a tensor on a device.
     cut
         Lowest score that is kept.
     max_edges
@@ -63,8 +58,8 @@ def select_edges(
 
     Returns
     -------
-    ndarray
-        int32 [2, n_kept], in the order of the input.
+    ndarray or Tensor
+        int32 [2, n_kept], in the order of the input, there.
 
     Raises
     ------
@@ -72,5 +67,5 @@ def select_edges(
         Where more than ``max_edges`` are kept.
     """
     keep = pair_score >= np.float32(cut)
-    check_edges(int(np.count_nonzero(keep)), max_edges=max_edges)
-    return np.ascontiguousarray(edge_index[:, keep])
+    check_edges(int(namespace(keep).count_nonzero(keep)), max_edges=max_edges)
+    return contiguous(edge_index[:, keep])

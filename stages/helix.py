@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from tritrack.stages.placement import Array, namespace
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -54,9 +56,16 @@ def measured(hits: NDArray[np.float32]) -> Floats:
     """
     x, y, z = hits.astype(np.float64).T
     r = np.hypot(x, y)
-    resolution = np.where(r < 200.0, 0.1, np.where(r < 750.0, 0.4, 3.0))
+    resolution = resolution_along(r)
     in_barrel = np.abs(z) < np.where(r < 200.0, 550.0, 1150.0)
     return np.stack([x, y, z, resolution, np.where(in_barrel, r, -np.abs(z))], axis=1)
+
+
+def resolution_along(r: Array) -> Array:
+    """Return how well z is measured, mm, at a distance from the beam line, float64 [n_hits], mm."""
+    where = namespace(r).where
+    resolution: Array = where(r < 200.0, 0.1, where(r < 750.0, 0.4, namespace(r).full_like(r, 3.0)))
+    return resolution
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tritrack.stages.card import read_card
 from tritrack.stages.contract import EVENT_OFFSETS, HITS, STAGES, TRACK_LABEL
 from tritrack.stages.engine import load_engine
-from tritrack.stages.stage import Stage, set_compiled_threads, stage_function
+from tritrack.stages.placement import to_host
+from tritrack.stages.stage import make_stage, set_compiled_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.engine import Engine
 
-    StageHook = Callable[[str, dict[str, NDArray[Any]], float], None]
+    StageHook = Callable[[str, dict[str, Any], float], None]
 
 
 class Pipeline:
@@ -34,6 +35,8 @@ class Pipeline:
         The networks, by stage.
     working_point
         Whose cuts are taken; None for the card's default.
+    device
+        Torch's name of the device that the stages which can compute on; None for the host.
 
     Raises
     ------
@@ -47,32 +50,39 @@ class Pipeline:
         card: ModelCard,
         engines: Mapping[str, Engine],
         working_point: WorkingPointName | None = None,
+        device: str | None = None,
     ) -> None:
         cuts = card.point(working_point).cuts
         self.card = card
         self.working_point = working_point or card.default
         self.stages = tuple(
-            Stage(
-                spec,
-                card=card,
-                function=stage_function(spec, card=card, cuts=cuts, engine=engines.get(spec.name)),
-            )
+            make_stage(spec, card=card, cuts=cuts, engine=engines.get(spec.name), device=device)
             for spec in STAGES
         )
         self._engines = engines
+        self._device = device
 
     @classmethod
-    def load(cls, engines: Path, *, threads: int, working_point: WorkingPointName | None = None) -> Pipeline:
+    def load(
+        cls,
+        engines: Path,
+        *,
+        threads: int,
+        working_point: WorkingPointName | None = None,
+        device: str | None = None,
+    ) -> Pipeline:
         """Load the chain from a folder of engines (raises CardError)."""
         set_compiled_threads(threads)
         card = read_card(engines)
         card.point(working_point)  # a missing one shows before the engines are loaded
         loaded = {spec.name: load_engine(spec, engines, threads=threads) for spec in STAGES if spec.engine}
-        return cls(card=card, engines=loaded, working_point=working_point)
+        return cls(card=card, engines=loaded, working_point=working_point, device=device)
 
     def at(self, working_point: WorkingPointName | None) -> Pipeline:
         """Return the chain at another working point of its card, with the same networks (raises CardError)."""
-        return Pipeline(card=self.card, engines=self._engines, working_point=working_point)
+        return Pipeline(
+            card=self.card, engines=self._engines, working_point=working_point, device=self._device
+        )
 
     def find(
         self,
@@ -102,7 +112,7 @@ class Pipeline:
         ContractError
             Where the hits break the contract or the event (or the pack) is over the card's limits.
         """
-        tensors: dict[str, NDArray[Any]] = {HITS.name: hits}
+        tensors: dict[str, Any] = {HITS.name: hits}
         if event_offsets is not None:
             tensors[EVENT_OFFSETS.name] = event_offsets
         for stage in self.stages:
@@ -111,5 +121,4 @@ class Pipeline:
             if on_stage is not None:
                 on_stage(stage.spec.name, outputs, time.perf_counter() - start)
             tensors |= outputs
-        labels: NDArray[np.int64] = tensors[TRACK_LABEL.name]
-        return labels
+        return to_host(tensors[TRACK_LABEL.name])

@@ -9,17 +9,16 @@ import tensorrt as trt
 import torch
 
 from tritrack.stages.card import CardError
+from tritrack.stages.placement import Array, to_device
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from tritrack.stages.contract import StageSpec
 
 
 class PlanEngine:
-    """A TensorRT engine on the GPU; arrays in and out are the host's.
+    """A TensorRT engine on the GPU; of the host's arrays it makes the host's, of tensors there tensors there.
 
     Parameters
     ----------
@@ -33,6 +32,9 @@ class PlanEngine:
     CardError
         Where TensorRT cannot load it.
     """
+
+    on_device = True
+    """Takes tensors of a device."""
 
     def __init__(self, path: Path, *, spec: StageSpec) -> None:
         self._path = path
@@ -48,11 +50,14 @@ class PlanEngine:
         self._context: trt.IExecutionContext = engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, *inputs: Array) -> Array:
         """Run the network once (raises CardError where a shape is outside of the engine's profile)."""
         (output,) = self._spec.engine
+        on_host = any(isinstance(array, np.ndarray) for array in inputs)
+        # What made the inputs may still be at work, on the stream that the caller is on.
+        self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            tensors = [torch.from_numpy(np.ascontiguousarray(array)).cuda() for array in inputs]
+            tensors = [to_device(array, "cuda").contiguous() for array in inputs]
             for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
                 if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
                     raise CardError(
@@ -60,9 +65,11 @@ class PlanEngine:
                     )
                 self._context.set_tensor_address(spec.name, tensor.data_ptr())
             shape = tuple(self._context.get_tensor_shape(output.name))
-            result = torch.empty(shape, dtype=torch.float32, device="cuda")
+            result: Any = torch.empty(shape, dtype=torch.float32, device="cuda")
             self._context.set_tensor_address(output.name, result.data_ptr())
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise CardError(f"{self._path}: TensorRT failed to run it")
-            found: NDArray[np.float32] = result.cpu().numpy()
+        self._stream.synchronize()
+        result.record_stream(torch.cuda.current_stream())
+        found: Array = result.cpu().numpy() if on_host else result
         return found

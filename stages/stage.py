@@ -28,6 +28,7 @@ from tritrack.stages.contract import (
 )
 from tritrack.stages.filtering import score_pairs, select_edges
 from tritrack.stages.packing import empty_tensor, join_pack, split_pack
+from tritrack.stages.placement import Array, namespace, to_device, to_host
 
 # numba, FAISS and ONNX Runtime are imported where they are used: each step of a server is a process of its own,
 # and most steps weigh less than these libraries.
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from tritrack.stages.card import Cuts, WorkingPointName
     from tritrack.stages.contract import TensorSpec
     from tritrack.stages.engine import Engine
 
-    Tensors = Mapping[str, NDArray[Any]]
+    Tensors = Mapping[str, Any]
 
 
 class Stage:
@@ -56,18 +58,23 @@ class Stage:
         Sizes and limits.
     function
         The inputs of the specification, in order -> its output.
+    device
+        Where the function computes: torch's name of a device; None for the host, and arrays of NumPy's.
     """
 
-    def __init__(self, spec: StageSpec, *, card: ModelCard, function: Callable[..., NDArray[Any]]) -> None:
+    def __init__(
+        self, spec: StageSpec, *, card: ModelCard, function: Callable[..., Any], device: str | None = None
+    ) -> None:
         self.spec = spec
         self.card = card
+        self.device = device
         self._function = function
         self._sizes = {"n_columns": len(card.columns), "d": card.networks.embedding_dim}
 
-    def __call__(self, tensors: Tensors) -> dict[str, NDArray[Any]]:
-        """Run the stage on the tensors it wants (others may be there too).
+    def __call__(self, tensors: Tensors) -> dict[str, Any]:
+        """Run the stage on the tensors it wants (others may be there too), wherever they lie.
 
-        With ``EVENT_OFFSETS`` among them it runs on each event by itself.
+        With ``EVENT_OFFSETS`` among them it runs on each event by itself. The output lies where the stage computes.
 
         Raises
         ------
@@ -77,28 +84,34 @@ class Stage:
         """
         inputs = {spec: tensors[spec.name] for spec in self.spec.inputs}
         event_offsets = tensors.get(EVENT_OFFSETS.name)
+        if event_offsets is not None:
+            event_offsets = to_host(event_offsets)
         if self.spec is STAGES[0]:
+            inputs[HITS] = to_host(inputs[HITS])
             check_hits(
                 inputs[HITS],
                 n_columns=self._sizes["n_columns"],
                 max_hits=self.card.limits.max_hits,
                 event_offsets=event_offsets,
             )
+        inputs = {spec: self._bring(array) for spec, array in inputs.items()}
         (output,) = self.spec.outputs
         if event_offsets is None:
             return {output.name: self._run(inputs)}
-        return {output.name: self._run_pack(inputs, event_offsets)}
+        return {output.name: self._bring(self._run_pack(inputs, event_offsets))}
 
-    def _run(self, inputs: dict[TensorSpec, NDArray[Any]]) -> NDArray[Any]:
+    def _bring(self, array: Any) -> Any:
+        return to_host(array) if self.device is None else to_device(array, self.device)
+
+    def _run(self, inputs: dict[TensorSpec, Any]) -> Any:
         self._check(inputs)
         return self._function(*inputs.values())
 
-    def _run_pack(
-        self, inputs: dict[TensorSpec, NDArray[Any]], event_offsets: NDArray[np.int64]
-    ) -> NDArray[Any]:
+    def _run_pack(self, inputs: dict[TensorSpec, Any], event_offsets: NDArray[np.int64]) -> Any:
         (output,) = self.spec.outputs
         limit = "max_pairs" if self.spec is GRAPH_STAGE else "max_edges"
-        parts, n_edges = [], 0
+        parts: list[Any] = []
+        n_edges = 0
         for event, part in enumerate(split_pack(inputs, event_offsets, self._sizes)):
             with in_event(event):
                 parts.append(self._run(part))
@@ -110,7 +123,7 @@ class Stage:
                     )
         return join_pack(parts, spec=output, event_offsets=event_offsets, sizes=self._sizes)
 
-    def _check(self, inputs: dict[TensorSpec, NDArray[Any]]) -> None:
+    def _check(self, inputs: dict[TensorSpec, Any]) -> None:
         sizes = self._sizes
         for spec, array in inputs.items():
             sizes = check_tensor(array, spec, sizes)
@@ -118,7 +131,7 @@ class Stage:
         # The filter's cut takes no hits, and reads nothing at the edges' indices.
         if (
             edges is not None
-            and edges.size
+            and edges.shape[1]
             and "n_hits" in sizes
             and not (edges.min() >= 0 and edges.max() < sizes["n_hits"])
         ):
@@ -126,15 +139,42 @@ class Stage:
                 f"EDGE_INDEX: holds {edges.min()} to {edges.max()}, but there are {sizes['n_hits']} hits"
             )
         embedding = inputs.get(EMBEDDING)
-        if embedding is not None and not np.isfinite(embedding).all():
+        if embedding is not None and not namespace(embedding).isfinite(embedding).all():
             raise ContractError(
                 "EMBEDDING: the network overflows on these hits; are their coordinates in mm, in the detector?"
             )
 
 
+def make_stage(
+    spec: StageSpec, *, card: ModelCard, cuts: Cuts, engine: Engine | None, device: str | None
+) -> Stage:
+    """Return a stage that computes on a device where it can, and else on the host.
+
+    Parameters
+    ----------
+    spec, card, cuts, engine
+        As in :func:`stage_function`.
+    device
+        Torch's name of a device; None for the host.
+    """
+    if not _has_device_form(spec, cuts=cuts, engine=engine):
+        device = None
+    function = stage_function(spec, card=card, cuts=cuts, engine=engine, on_device=device is not None)
+    return Stage(spec, card=card, function=function, device=device)
+
+
+def _has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bool:
+    if spec is GRAPH_STAGE:
+        return cuts.graph == "radius"
+    if spec is LABELLING_STAGE:
+        return cuts.labelling == "components"
+    # Any function stands for an engine; what takes tensors of a device says so.
+    return spec is CUT_STEP or getattr(engine, "on_device", False)
+
+
 def stage_function(
-    spec: StageSpec, *, card: ModelCard, cuts: Cuts, engine: Engine | None
-) -> Callable[..., NDArray[Any]]:
+    spec: StageSpec, *, card: ModelCard, cuts: Cuts, engine: Engine | None, on_device: bool
+) -> Callable[..., Any]:
     """Return what a stage computes, without checks.
 
     Parameters
@@ -147,17 +187,16 @@ def stage_function(
         Those of a working point; a network alone uses none.
     engine
         The stage's network; None for a stage without one.
+    on_device
+        Whether it computes on tensors of a device, which it must have a form for, and not on arrays of the host.
     """
     limits = card.limits
     if spec is GRAPH_STAGE:
-        from tritrack.stages.graph import knn_graph, radius_graph
-
-        search = partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph
+        search = _search_on_device() if on_device else _search_on_host(cuts)
         return partial(search, radius=cuts.radius, windows=cuts.windows, max_pairs=limits.max_pairs)
     if spec is LABELLING_STAGE:
-        from tritrack.stages.labelling import LABELLINGS
-
-        return partial(LABELLINGS[cuts.labelling], cut=cuts.gnn_cut)
+        label = _components_on_device() if on_device else _labelling_on_host(cuts)
+        return partial(label, cut=cuts.gnn_cut)
     select = partial(select_edges, cut=cuts.filter_cut, max_edges=limits.max_edges)
     if spec is CUT_STEP:
         return select
@@ -174,30 +213,55 @@ def stage_function(
     return lambda hits, edge_index: select(edge_index, score(hits, edge_index))
 
 
-def _on_linked_hits(
-    network: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float32]],
-    hits: NDArray[np.float32],
-    edge_index: NDArray[np.int32],
-) -> NDArray[np.float32]:
+def _search_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int32]]:
+    from tritrack.stages.graph import knn_graph, radius_graph
+
+    return partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph
+
+
+def _search_on_device() -> Callable[..., Tensor]:
+    from tritrack.stages.graph_gpu import radius_graph
+
+    return radius_graph
+
+
+def _labelling_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int64]]:
+    from tritrack.stages.labelling import LABELLINGS
+
+    return LABELLINGS[cuts.labelling]
+
+
+def _components_on_device() -> Callable[..., Tensor]:
+    from tritrack.stages.components_gpu import components
+
+    return components
+
+
+def _on_linked_hits(network: Callable[[Array, Array], Array], hits: Array, edge_index: Array) -> Array:
     """Run the GNN on the hits that have an edge: no other hit changes a score, and after chains half have none."""
-    linked = np.zeros(hits.shape[0], dtype=np.bool_)
+    library = namespace(hits)
+    linked = library.zeros_like(hits[:, 0], dtype=bool)
     linked[edge_index] = True
-    number = np.cumsum(linked, dtype=np.int32) - np.int32(1)
+    number = library.cumsum(linked, 0, dtype=library.int32) - 1
     return network(hits[linked], number[edge_index])
 
 
-def run_engine(
-    engine: Engine, spec: StageSpec, card: ModelCard, *inputs: NDArray[Any]
-) -> NDArray[np.float32]:
+def run_engine(engine: Engine, spec: StageSpec, card: ModelCard, *inputs: Any) -> Any:
     """Run a stage's network; an engine never sees zero rows: not every one takes them, and the answer is known."""
     n_rows = inputs[-1].shape[-1] if EDGE_INDEX in spec.inputs else inputs[0].shape[0]
     if n_rows == 0:
-        return empty_tensor(spec.engine[0], {"d": card.networks.embedding_dim})
+        none = empty_tensor(spec.engine[0], {"d": card.networks.embedding_dim})
+        return none if isinstance(inputs[0], np.ndarray) else to_device(none, str(inputs[0].device))
     return engine(*inputs)
 
 
 def load_stage(
-    spec: StageSpec, folder: Path, *, threads: int, working_point: WorkingPointName | None = None
+    spec: StageSpec,
+    folder: Path,
+    *,
+    threads: int,
+    working_point: WorkingPointName | None = None,
+    device: str | None = None,
 ) -> Stage:
     """Load a stage from a folder with the model card and, for a stage with a network, ``NAME.onnx``.
 
@@ -211,6 +275,8 @@ def load_stage(
         Threads of the engine, and of the compiled loops.
     working_point
         Whose cuts it takes; None for the card's default.
+    device
+        Torch's name of the device that it computes on where it can; None for the host.
 
     Raises
     ------
@@ -226,7 +292,7 @@ def load_stage(
         from tritrack.stages.engine import load_engine
 
         engine = load_engine(spec, folder, threads=threads)
-    return Stage(spec, card=card, function=stage_function(spec, card=card, cuts=cuts, engine=engine))
+    return make_stage(spec, card=card, cuts=cuts, engine=engine, device=device)
 
 
 def set_compiled_threads(threads: int) -> None:

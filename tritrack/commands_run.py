@@ -399,9 +399,10 @@ def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
 
     def fit(event: Event, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         try:
-            return step({HITS.name: event.hits, TRACK_LABEL.name: labels})[FITTED.name]
+            fitted: NDArray[np.float32] = step({HITS.name: event.hits, TRACK_LABEL.name: labels})[FITTED.name]
         except ContractError as error:
             raise EventRefusedError(f"event {event.event_id}: {error}") from None
+        return fitted
 
     yield fit
 

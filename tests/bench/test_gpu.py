@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 pytest.importorskip("onnxruntime")
 
-from tritrack.bench.gpu import time_device_stages
+from tritrack.bench.gpu import time_device_chain, time_device_stages
+from tritrack.stages.contract import EDGE_INDEX, STAGES
 from tritrack.stages.pipeline import Pipeline
 
 
@@ -20,6 +21,13 @@ def test_each_stage_on_a_device_is_timed(small_engines, small_event):
     assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in rows)
     assert rows[0].n_edges is not None
     assert rows[0].n_edges > 0
+
+
+def test_the_chain_on_a_device_is_timed(small_engines, small_event):
+    rows = time_device_chain(small_engines, small_event, threads=1, device="cpu", repeats=2)
+    assert [row.stage for row in rows] == [f"{spec.name}, tensors on cpu" for spec in STAGES]
+    assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in rows)
+    assert [row.n_edges is None for row in rows] == [spec.outputs != (EDGE_INDEX,) for spec in STAGES]
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import urllib.request
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,20 @@ def draw_hits(n_hits: int, *, seed: int = 1) -> np.ndarray:
     phi, z = rng.uniform(-np.pi, np.pi, n_hits), rng.uniform(-1000, 1000, n_hits)
     r = rng.choice([32, 72, 116, 172, 260, 360, 500, 660, 820, 1020], n_hits)
     return np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=1).astype(np.float32)
+
+
+COUNTED = re.compile(r'^tritrack_host_bytes_total\{stage="(\w+)"\} (\d+)$', re.MULTILINE)
+
+
+@pytest.fixture(scope="session")
+def host_bytes() -> Callable[[Server], dict[str, int]]:
+    """What each step of a server has copied from a GPU to the host so far: ``host_bytes(server)``."""
+
+    def read(server: Server) -> dict[str, int]:
+        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+            return {step: int(count) for step, count in COUNTED.findall(answer.read().decode())}
+
+    return read
 
 
 @pytest.fixture(scope="session")

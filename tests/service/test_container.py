@@ -38,16 +38,23 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def native(small_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Return a server that runs the networks in its own backend."""
+def native_folder() -> Path:
     if not (folder := os.environ.get(VARIABLE)):
         pytest.skip(f"needs a tritonserver with native backends; {VARIABLE} names its folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def native(
+    small_engines: Path, native_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Return a server that runs the networks in its own backend."""
     from tritrack.ensemble_repo.render import render_repository
     from tritrack.service.server import Server
 
     repository = tmp_path_factory.mktemp("container") / "model_repository"
     render_repository(engines=small_engines, out=repository, server="container", device="cpu", threads=2)
-    with Server(repository, executable=Path(folder), start_timeout=300.0) as running:
+    with Server(repository, executable=native_folder, start_timeout=300.0) as running:
         yield running
 
 
@@ -95,6 +102,32 @@ def test_what_breaks_the_contract_is_refused(native: Server, hits_of: HitsOf) ->
         with pytest.raises(EventRefusedError, match="rows 1"):
             finder.find(np.array([[1, 2, 3], [np.nan, 0, 0]], dtype=np.float32))
         assert finder.find(hits_of(100, seed=1)).shape == (100,)
+
+
+@pytest.mark.gpu
+def test_nothing_crosses_between_the_steps(
+    small_engines: Path,
+    tmp_path: Path,
+    hits_of: HitsOf,
+    host_bytes: Callable[[Server], dict[str, int]],
+    native_folder: Path,
+) -> None:
+    """But for the hits that the entry checks, where Triton puts them on the GPU; ``fast`` labels components."""
+    from tritrack.ensemble_repo.render import render_repository
+    from tritrack.service.server import Server
+
+    repository = tmp_path / "model_repository"
+    render_repository(engines=small_engines, out=repository, server="container", device="gpu", threads=2)
+    hits = hits_of(2000, seed=1)
+    with (
+        Server(repository, executable=native_folder, start_timeout=300.0) as running,
+        TrackFinder(running.url, working_point="fast", timeout=60.0) as finder,
+    ):
+        before = host_bytes(running)
+        assert finder.find(hits).max() > 10
+        crossed = {step: count - before[step] for step, count in host_bytes(running).items()}
+    assert crossed.pop("entry") in (0, hits.nbytes)
+    assert set(crossed.values()) == {0}
 
 
 def test_nothing_went_wrong_in_the_log(native: Server) -> None:

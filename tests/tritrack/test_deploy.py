@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import pytest
 from tritrack.ensemble_repo.images import PINNED
 from tritrack.service.repository import STEP_SHM, shared_memory_at_limits
 from tritrack.stages.card import read_card
+from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,7 @@ COMPOSE = (ROOT / "deploy" / "compose.yaml").read_text()
     [
         ("deploy/Dockerfile", r"^ARG TRITON_TAG=(\S+)$"),
         ("deploy/compose.yaml", r"\$\{TRITON_TAG:-([^}]+)\}"),
+        ("deploy/compose.gpu.yaml", r"\$\{TRITON_TAG:-([^}]+)\}"),
         ("Makefile", r"^TRITON_TAG := (\S+)$"),
         ("docs/containers.md", r"nvcr\.io/nvidia/tritonserver:(\S+)-py3"),
     ],
@@ -39,6 +43,20 @@ def test_shared_memory_does_for_an_event_at_the_limits() -> None:
     steps = 20 * STEP_SHM  # more than there are
     at_limits = shared_memory_at_limits(read_card(ROOT / "weights" / "default"))
     assert at_limits + steps <= int(size) << 30
+
+
+def test_a_server_on_a_gpu_has_torch() -> None:
+    """The image's extra is one that the project has, and the GPU's adds torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    (plain,) = re.findall(r"^ARG EXTRA=(\w+)$", dockerfile, re.MULTILINE)
+    assert "/source[${EXTRA}]" in dockerfile
+    (on_gpu,) = re.findall(
+        r"^ +EXTRA: (\w+)$", (ROOT / "deploy" / "compose.gpu.yaml").read_text(), re.MULTILINE
+    )
+    assert not any(package.startswith("torch") for package in project[plain])
+    assert any(package.startswith("torch") for package in project[on_gpu])
+    assert f"tritrack[{plain}]" in project[on_gpu]
 
 
 def test_the_server_is_reached_from_this_machine_alone() -> None:
@@ -76,6 +94,36 @@ def test_what_is_missing_of_docker_is_said(
     )
     assert run.returncode != 0
     assert [line for line in run.stdout.splitlines() if line.startswith("make: ")] == [f"make: {sentence}"]
+
+
+def test_bench_gpu_says_at_once_that_there_is_no_gpu(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    # An environment that is up to date, so that make installs nothing.
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "dev").touch()
+    run = subprocess.run(
+        [
+            make,
+            "--no-print-directory",
+            "--directory",
+            ROOT,
+            "bench-gpu",
+            f"VENV={tmp_path}",
+            "PYTHON=python3",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert run.stdout == "make: there is no GPU here\n"
 
 
 def test_repository_is_written_for_an_image(
