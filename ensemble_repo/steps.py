@@ -66,7 +66,8 @@ def load_step(
     Returns
     -------
     callable
-        Named tensors in, named tensors out, wherever they lie (`tritrack.stages.placement`); raises ContractError on inputs that break the contract.
+        Named tensors in, named tensors out, wherever they lie (`tritrack.stages.placement`); raises ContractError on
+        inputs that break the contract.
 
     Raises
     ------
