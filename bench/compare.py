@@ -1,7 +1,7 @@
 """All finders on the same events: ``python -m tritrack.bench.compare EVENTS... --out FILE.json``.
 
 Each argument is a set of events that nothing was trained or chosen on. In every round each finder takes its turn, with
-the machine to itself; what counts is the ratio within a round. `tritrack.bench.compare_page` makes a page of the
+the machine to itself; what counts is the ratio within a round. `tritrack.bench.pages.compare_page` makes a page of the
 figures.
 """
 
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tritrack.bench.ckf import WORKING_POINTS
-from tritrack.bench.contestants import (
+from tritrack.bench.finders.ckf import WORKING_POINTS
+from tritrack.bench.finders.contestants import (
     FUSED_MARK,
     Turn,
     contestants,
@@ -37,7 +37,7 @@ from tritrack.stages.card import read_card
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tritrack.bench.contestants import Contestant
+    from tritrack.bench.finders.contestants import Contestant
     from tritrack.events.event import Event
 
 
@@ -176,7 +176,7 @@ def compare(
     ckf
         Working point of the Kalman filter.
     n_clients, load_seconds
-        The load (`tritrack.bench.contestants.take_turn_on_a_server`).
+        The load (`tritrack.bench.finders.contestants.take_turn_on_a_server`).
     rounds
         At least 1.
     """
@@ -341,7 +341,7 @@ def main(
     for name, ratio in result.ratios().items():
         print(f"{name}: {ratio:.2f}")
     if page:
-        from tritrack.bench.compare_page import write_page
+        from tritrack.bench.pages.compare_page import write_page
 
         print(f"{write_page(out, out=out.parent)}: written")
 

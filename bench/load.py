@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-from tritrack.bench.arrivals import poisson_arrivals
-from tritrack.bench.figures import Load, Run, Tally, make_load, summary
+from tritrack.bench.load_generator.arrivals import poisson_arrivals
+from tritrack.bench.load_generator.figures import Load, Run, Tally, make_load, summary
+from tritrack.bench.load_generator.watch import Watch
+from tritrack.bench.load_generator.wire import Connection, Served, WireRequest, encode
 from tritrack.bench.result import Header, describe_here
-from tritrack.bench.watch import Watch
-from tritrack.bench.wire import Connection, Served, WireRequest, encode
 from tritrack.failures import one_sentence
 from tritrack.service.protocol import FIRST_DELAY
 from tritrack.stages.card import ENSEMBLE
@@ -201,7 +201,7 @@ def open_loop(
     Parameters
     ----------
     rate, seed
-        Mean arrivals a second, and the seed of their gaps (`tritrack.bench.arrivals.poisson_arrivals`).
+        Mean arrivals a second, and the seed of their gaps (`tritrack.bench.load_generator.arrivals.poisson_arrivals`).
     duration, n_requests
         Seconds within which requests are due, or their number: one of the two.
     max_in_flight

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from tritrack.bench.figures import Load, summary
 from tritrack.bench.load import LoadError, closed_loop
+from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.ensemble_repo.plan import ONE_EACH, Instances, plan_chain
 from tritrack.ensemble_repo.render import render_repository

@@ -225,7 +225,7 @@ def load(
 ) -> None:
     """Put a server under load and measure its throughput and latency."""
     from tritrack.bench.load import Plan, run_plan
-    from tritrack.bench.perf_analyzer import write_input
+    from tritrack.bench.load_generator.perf_analyzer import write_input
     from tritrack.bench.result import write_result
     from tritrack.events.source import read_all
 
