@@ -1,7 +1,7 @@
 """All finders on the same events: ``python -m tritrack.bench.compare EVENTS... --out FILE.json``.
 
 Each argument is a set of events that nothing was trained or chosen on. In every round each finder takes its turn, with
-the machine to itself; what counts is the ratio within a round. `tritrack.bench.compare_page` makes a page of the
+the machine to itself; what counts is the ratio within a round. `tritrack.bench.pages.compare_page` makes a page of the
 figures.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from tritrack.bench.ckf import WORKING_POINTS
-from tritrack.bench.contestants import (
+from tritrack.bench.finders.ckf import WORKING_POINTS
+from tritrack.bench.finders.contestants import (
     FUSED_MARK,
     Turn,
     contestants,
@@ -37,7 +37,7 @@ from tritrack.stages.card import read_card
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tritrack.bench.contestants import Contestant
+    from tritrack.bench.finders.contestants import Contestant
     from tritrack.events.event import Event
 
 
@@ -150,16 +150,36 @@ class Result:
         return ratios
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What holds for every finder.
+
+    Attributes
+    ----------
+    threads
+        Of each step of a server.
+    ckf
+        Working point of the Kalman filter.
+    n_clients, load_seconds
+        The load (`tritrack.bench.finders.contestants.take_turn_on_a_server`).
+    rounds
+        At least 1.
+    """
+
+    threads: int
+    ckf: str
+    n_clients: int
+    load_seconds: float
+    rounds: int
+
+
 def compare(
     events: Sequence[Event],
     finders: Sequence[Contestant],
     *,
     name: str,
     repository: Path,
-    ckf: str,
-    n_clients: int,
-    load_seconds: float,
-    rounds: int,
+    conditions: Conditions,
 ) -> tuple[MeasuredSet, list[Row]]:
     """Let every finder take its turn with a set of events in each round.
 
@@ -173,27 +193,21 @@ def compare(
         The set's.
     repository
         Model repository with the models.
-    ckf
-        Working point of the Kalman filter.
-    n_clients, load_seconds
-        The load (`tritrack.bench.contestants.take_turn_on_a_server`).
-    rounds
-        At least 1.
     """
     turns: dict[str, list[Turn]] = {finder.name: [] for finder in finders}
-    for turn in range(rounds):
+    for turn in range(conditions.rounds):
         # Each round begins with another finder: none always runs in the wake of the same one.
         begin = turn % len(finders)
         for finder in (*finders[begin:], *finders[:begin]):
             if finder.model is None:
-                taken = take_turn_in_process(events, working_point=ckf)
+                taken = take_turn_in_process(events, working_point=conditions.ckf)
             else:
                 taken = take_turn_on_a_server(
                     finder.model,
                     events,
                     repository=repository,
-                    n_clients=n_clients,
-                    load_seconds=load_seconds,
+                    n_clients=conditions.n_clients,
+                    load_seconds=conditions.load_seconds,
                 )
             turns[finder.name].append(taken)
             print(_line(name, finder, taken), flush=True)
@@ -211,7 +225,8 @@ def compare(
         if summary["finders"] and all(row.outcomes[finder].refused is None for finder in summary["finders"])
     ]  # fmt: skip
     rows = [
-        _row(name, finder, turns[finder.name], summary["finders"], judged, n_clients) for finder in finders
+        _row(name, finder, turns[finder.name], summary["finders"], judged, conditions.n_clients)
+        for finder in finders
     ]
     n_hits = tuple(event.n_hits for event in events)
     return MeasuredSet(name=name, n_hits=n_hits, n_judged=summary["n_judged"]), rows
@@ -245,6 +260,75 @@ def _row(
         not_loaded=next((turn.not_loaded for turn in turns if turn.not_loaded is not None), None),
         peak_bytes=max(peaks, default=None),
     )
+
+
+def compare_sets(
+    paths: Sequence[Path], *, first: Sequence[int], engines: Path, rules: Path, conditions: Conditions
+) -> Result:
+    """Compare all finders on sets of events.
+
+    Parameters
+    ----------
+    paths
+        Folders of events with truth, a set each.
+    first
+        Events taken of each set, in the order of the sets; all of those sets that it does not reach.
+    engines, rules
+        Folders.
+
+    Raises
+    ------
+    UsageError
+        Where a set holds no events.
+    """
+    card, rule_set = read_card(engines), read_rules(rules)
+    sets, rows = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        render_repository(
+            engines=engines,
+            out=repository,
+            server="embedded",
+            device="cpu",
+            threads=conditions.threads,
+            fused=True,
+            rules=rules,
+        )
+        for path, n_events in zip_longest(paths, first[: len(paths)]):
+            of_set, found = compare(
+                _read_set(path, n_events),
+                contestants(card),
+                name=path.stem,
+                repository=repository,
+                conditions=conditions,
+            )
+            sets.append(of_set)
+            rows += found
+    return Result(
+        header=make_header(
+            "compare",
+            card=card,
+            working_point=None,
+            threads=conditions.threads,
+            packages=("tritrack", "numpy", "numba", "onnxruntime", "nvidia-pytriton", "pyacts"),
+        ),
+        rules=rule_set.name,
+        rules_sha256=rule_set.hash,
+        ckf=conditions.ckf,
+        selections={s.name: s.meaning for s in SELECTIONS.values()},
+        sets=tuple(sets),
+        rows=tuple(rows),
+    )
+
+
+def _read_set(path: Path, first: int | None) -> list[Event]:
+    """Return the first events of a set, all if None; each must have truth (raises UsageError where there are none)."""
+    events = list(islice(read_all([path]), first))
+    for event in events:
+        truth_of(event)
+    if not events:
+        raise UsageError(f"{path}: holds no events")
+    return events
 
 
 def _line(name: str, finder: Contestant, turn: Turn) -> str:
@@ -289,59 +373,16 @@ def main(
     if ckf not in WORKING_POINTS:
         raise UsageError(f"--ckf: {ckf} given, {' or '.join(WORKING_POINTS)} wanted")
     find_files(events)  # a wrong path shows before the work
-    card, rule_set = read_card(engines), read_rules(rules)
-    finders = contestants(card)
-    sets, rows = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        repository = Path(folder) / "model_repository"
-        render_repository(
-            engines=engines,
-            out=repository,
-            server="embedded",
-            device="cpu",
-            threads=threads,
-            fused=True,
-            rules=rules,
-        )
-        for number, path in enumerate(events):
-            taken = list(islice(read_all([path]), first[number] if number < len(first) else None))
-            for event in taken:
-                truth_of(event)
-            if not taken:
-                raise UsageError(f"{path}: holds no events")
-            of_set, found = compare(
-                taken,
-                finders,
-                name=path.stem,
-                repository=repository,
-                ckf=ckf,
-                n_clients=clients,
-                load_seconds=load_seconds,
-                rounds=rounds,
-            )
-            sets.append(of_set)
-            rows += found
-    result = Result(
-        header=make_header(
-            "compare",
-            card=card,
-            working_point=None,
-            threads=threads,
-            packages=("tritrack", "numpy", "numba", "onnxruntime", "nvidia-pytriton", "pyacts"),
-        ),
-        rules=rule_set.name,
-        rules_sha256=rule_set.hash,
-        ckf=ckf,
-        selections={s.name: s.meaning for s in SELECTIONS.values()},
-        sets=tuple(sets),
-        rows=tuple(rows),
+    conditions = Conditions(
+        threads=threads, ckf=ckf, n_clients=clients, load_seconds=load_seconds, rounds=rounds
     )
+    result = compare_sets(events, first=first, engines=engines, rules=rules, conditions=conditions)
     write_result(result, out)
     print(f"{out}: written")
     for name, ratio in result.ratios().items():
         print(f"{name}: {ratio:.2f}")
     if page:
-        from tritrack.bench.compare_page import write_page
+        from tritrack.bench.pages.compare_page import write_page
 
         print(f"{write_page(out, out=out.parent)}: written")
 

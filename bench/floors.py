@@ -18,10 +18,10 @@ import torch
 import typer
 
 from tritrack.bench.candidates import NETWORKS, check_card
-from tritrack.bench.counts import Count, count_stages, tensors_of
-from tritrack.bench.rates import Device, Probes, timed
+from tritrack.bench.costs.counts import Count, count_stages, tensors_of
+from tritrack.bench.costs.rates import Device, Probes, timed
+from tritrack.bench.costs.traffic import count_network
 from tritrack.bench.result import Header, make_header, write_result
-from tritrack.bench.traffic import count_network
 from tritrack.events.source import read_all
 from tritrack.export.network import export_network
 from tritrack.failures import UsageError, one_sentence
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from tritrack.bench.counts import Arrays
-    from tritrack.bench.traffic import NetworkCost
+    from tritrack.bench.costs.counts import Arrays
+    from tritrack.bench.costs.traffic import NetworkCost
     from tritrack.events.event import Event
 
 COMPONENTS = components_gpu.components.__name__

@@ -12,16 +12,17 @@ takes is measured, and a load that it may have bounded is marked.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-from tritrack.bench.arrivals import poisson_arrivals
-from tritrack.bench.figures import Load, Run, Tally, make_load, summary
+from tritrack.bench.load_generator.arrivals import poisson_arrivals
+from tritrack.bench.load_generator.figures import Load, Run, Tally, make_load, summary
+from tritrack.bench.load_generator.watch import Watch
+from tritrack.bench.load_generator.wire import Connection, Served, WireRequest, encode
 from tritrack.bench.result import Header, describe_here
-from tritrack.bench.watch import Watch
-from tritrack.bench.wire import Connection, Served, WireRequest, encode
 from tritrack.failures import one_sentence
 from tritrack.service.protocol import FIRST_DELAY
 from tritrack.stages.card import ENSEMBLE
@@ -151,21 +152,6 @@ def closed_loop(
     """
     _check(events, duration=duration, n_requests=n_requests, counts={"n_clients": n_clients}, warm_up=warm_up)
 
-    async def drive(connections: Sequence[Connection], requests: Iterator[WireRequest], tally: Tally) -> None:
-        end = None if duration is None else time.perf_counter() + duration
-
-        async def client(connection: Connection) -> None:
-            for request in requests:  # one iterator for all clients
-                start = time.perf_counter()
-                failure = await connection.send(request)
-                tally.add(request, time.perf_counter() - start, failure)
-                if failure is not None and failure.kind == "unavailable":
-                    await asyncio.sleep(FIRST_DELAY)  # as the clients do: no storm on a server that restarts
-                if end is not None and time.perf_counter() >= end:
-                    return
-
-        await asyncio.gather(*(client(connection) for connection in connections))
-
     run = asyncio.run(
         _measure(
             url,
@@ -176,7 +162,7 @@ def closed_loop(
             warm_up=n_clients if warm_up is None else warm_up,
             timeout=timeout,
             pid=pid,
-            drive=drive,
+            drive=functools.partial(_drive_clients, duration=duration),
         )
     )
     return make_load(run, loop="closed", n_clients=n_clients)
@@ -201,7 +187,7 @@ def open_loop(
     Parameters
     ----------
     rate, seed
-        Mean arrivals a second, and the seed of their gaps (`tritrack.bench.arrivals.poisson_arrivals`).
+        Mean arrivals a second, and the seed of their gaps (`tritrack.bench.load_generator.arrivals.poisson_arrivals`).
     duration, n_requests
         Seconds within which requests are due, or their number: one of the two.
     max_in_flight
@@ -223,23 +209,6 @@ def open_loop(
         raise LoadError(f"rate: {rate:g} given, above 0 wanted")
     arrivals = poisson_arrivals(rate, seed=seed, duration=duration, n_requests=n_requests)
 
-    async def drive(connections: Sequence[Connection], requests: Iterator[WireRequest], tally: Tally) -> None:
-        (connection,) = connections
-        slots = asyncio.Semaphore(len(arrivals) + 1 if max_in_flight is None else max_in_flight)
-
-        async def one(request: WireRequest, due: float) -> None:
-            tally.late.append(time.perf_counter() - due)
-            tally.n_held += slots.locked()
-            async with slots:
-                failure = await connection.send(request)
-            tally.add(request, time.perf_counter() - due, failure)
-
-        start = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            for due in (start + arrivals).tolist():
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                tasks.create_task(one(next(requests), due))
-
     run = asyncio.run(
         _measure(
             url,
@@ -250,7 +219,7 @@ def open_loop(
             warm_up=1 if warm_up is None else warm_up,
             timeout=timeout,
             pid=pid,
-            drive=drive,
+            drive=functools.partial(_drive_arrivals, arrivals=arrivals, max_in_flight=max_in_flight),
         )
     )
     return make_load(run, loop="open", rate=rate, seed=seed, max_in_flight=max_in_flight)
@@ -356,6 +325,55 @@ async def _measure(
     finally:
         for connection in connections:
             await connection.close()
+
+
+async def _drive_clients(
+    connections: Sequence[Connection],
+    requests: Iterator[WireRequest],
+    tally: Tally,
+    *,
+    duration: float | None,
+) -> None:
+    """Send over each connection the next request when its last one is answered."""
+    end = None if duration is None else time.perf_counter() + duration
+
+    async def client(connection: Connection) -> None:
+        for request in requests:  # one iterator for all clients
+            start = time.perf_counter()
+            failure = await connection.send(request)
+            tally.add(request, time.perf_counter() - start, failure)
+            if failure is not None and failure.kind == "unavailable":
+                await asyncio.sleep(FIRST_DELAY)  # as the clients do: no storm on a server that restarts
+            if end is not None and time.perf_counter() >= end:
+                return
+
+    await asyncio.gather(*(client(connection) for connection in connections))
+
+
+async def _drive_arrivals(
+    connections: Sequence[Connection],
+    requests: Iterator[WireRequest],
+    tally: Tally,
+    *,
+    arrivals: NDArray[np.float64],
+    max_in_flight: int | None,
+) -> None:
+    """Send requests when they are due, in seconds from now, over one connection."""
+    (connection,) = connections
+    slots = asyncio.Semaphore(len(arrivals) + 1 if max_in_flight is None else max_in_flight)
+
+    async def one(request: WireRequest, due: float) -> None:
+        tally.late.append(time.perf_counter() - due)
+        tally.n_held += slots.locked()
+        async with slots:
+            failure = await connection.send(request)
+        tally.add(request, time.perf_counter() - due, failure)
+
+    start = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for due in (start + arrivals).tolist():
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.create_task(one(next(requests), due))
 
 
 async def _warm_up(connections: Sequence[Connection], requests: Iterator[WireRequest]) -> None:

@@ -16,8 +16,8 @@ import tritonclient.grpc as triton_grpc
 import typer
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tritrack.bench.processes import family, own_memory, resident_memory, shared_bytes
 from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.serving.processes import family, own_memory, resident_memory, shared_bytes
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
 from tritrack.failures import UsageError, one_sentence

@@ -1,7 +1,7 @@
 """The chain beside a Kalman filter: ``python -m tritrack.bench.physics EVENTS... --out FOLDER``.
 
 Both find the tracks of the same events from the same hits and are judged alike. The figures go to
-``FOLDER/physics.json``; `tritrack.bench.physics_page` makes plots and a page of them.
+``FOLDER/physics.json``; `tritrack.bench.pages.physics_page` makes plots and a page of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.ckf import WORKING_POINTS, CkfError, CkfFinder
+from tritrack.bench.finders.ckf import WORKING_POINTS, CkfError, CkfFinder
 from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.events.source import find_files, read_all
 from tritrack.failures import UsageError, one_sentence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.bench.ckf import CkfTracks
+    from tritrack.bench.finders.ckf import CkfTracks
     from tritrack.events.event import Event
     from tritrack.physics.edges import EdgeCounts
     from tritrack.physics.losses import LossCounts
@@ -319,7 +319,7 @@ def main(
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     print(f"{path}: written")
     if page:
-        from tritrack.bench.physics_page import write_page
+        from tritrack.bench.pages.physics_page import write_page
 
         print(f"{write_page([path], out=out)}: written")
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from tritrack.bench import sections, server_sections, size_sections
-from tritrack.bench.compare_page import finders_table
-from tritrack.bench.page import write_html
+from tritrack.bench.pages import sections, server_sections, size_sections
+from tritrack.bench.pages.compare_page import finders_table
+from tritrack.bench.pages.page import write_html
 from tritrack.bench.result import ResultError, read_named
 from tritrack.failures import one_sentence
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.ckf import WORKING_POINTS, CkfFinder
+from tritrack.bench.finders.ckf import WORKING_POINTS, CkfFinder
 from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.bench.physics import CKF, EventRow, Outcome, run_ckf, summarise
 from tritrack.events.source import find_files, read_all

@@ -1,7 +1,7 @@
 """Time and memory against the size of an event: ``python -m tritrack.bench.scaling --engines FOLDER --weights FOLDER --out FILE.json``.
 
-Events grow in two ways (`tritrack.bench.sizes`), and each has its laws. All sizes take their turn in each round. What is
-done is kept in ``FILE.points.json``: a run that was stopped goes on from there.
+Events grow in two ways (`tritrack.bench.costs.sizes`), and each has its laws. All sizes take their turn in each round.
+What is done is kept in ``FILE.points.json``: a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import numpy as np
 import typer
 
 from tritrack.bench.candidates import check_card
-from tritrack.bench.peak import WARM_UP_HITS, Peak
-from tritrack.bench.power_law import PowerLaw, fit_power_law
+from tritrack.bench.costs.peak import WARM_UP_HITS, Peak
+from tritrack.bench.costs.power_law import PowerLaw, fit_power_law
+from tritrack.bench.costs.sizes import Axis, Size, make_sizes, read_wholes, simulate_wholes, window
 from tritrack.bench.result import Header, ResultError, make_header, read_result, write_result
-from tritrack.bench.sizes import Axis, Size, make_sizes, read_wholes, simulate_wholes, window
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.card import WorkingPointName, engine_file, read_card
 from tritrack.stages.contract import STAGES
@@ -61,7 +61,7 @@ class Point:
     Attributes
     ----------
     axes, turn, n_events, pileup, n_hits, hits_sha256
-        The event, see `tritrack.bench.sizes.Size`.
+        The event, see `tritrack.bench.costs.sizes.Size`.
     memory
         Of a process that ran this event alone, once.
     seconds, cpu_seconds
@@ -193,7 +193,7 @@ def measure_memory(
     with tempfile.TemporaryDirectory() as folder:
         hits = Path(folder) / "hits.npy"
         np.save(hits, size.hits)
-        command = [sys.executable, "-m", "tritrack.bench.peak", str(hits), "--engines", str(engines)]
+        command = [sys.executable, "-m", "tritrack.bench.costs.peak", str(hits), "--engines", str(engines)]
         command += ["--threads", str(threads)]
         if working_point is not None:
             command += ["--working-point", working_point]

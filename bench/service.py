@@ -1,9 +1,9 @@
 """What the service costs: ``python -m tritrack.bench.service EVENTS... --out FILE.json``.
 
-Each argument is a set of events. The same events go through the chain in process (`tritrack.bench.in_process`) and
-through a real server, to the ensemble and to the model in one process, by gRPC, HTTP and shared memory. All take turns
-within each round, and what counts is the difference, and the ratio, within a round. Every answer must have the labels
-of the chain in process.
+Each argument is a set of events. The same events go through the chain in process
+(`tritrack.bench.serving.in_process`) and through a real server, to the ensemble and to the model in one process, by
+gRPC, HTTP and shared memory. All take turns within each round, and what counts is the difference, and the ratio, within
+a round. Every answer must have the labels of the chain in process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritrack.bench.in_process import InProcess, digest
-from tritrack.bench.processes import family, processor_seconds
-from tritrack.bench.regions import NoRegionError
 from tritrack.bench.result import make_header, write_result
-from tritrack.bench.service_cost import (
+from tritrack.bench.serving.in_process import InProcess, digest
+from tritrack.bench.serving.processes import family, processor_seconds
+from tritrack.bench.serving.regions import NoRegionError
+from tritrack.bench.serving.service_cost import (
     Cost,
     Result,
     Sample,
@@ -32,7 +32,7 @@ from tritrack.bench.service_cost import (
     goals_of,
     throughput_of,
 )
-from tritrack.bench.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
+from tritrack.bench.serving.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
 from tritrack.ensemble_repo.plan import plan_chain
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
@@ -45,9 +45,9 @@ from tritrack.stages.contract import CUT_STEP, TRACK_LABEL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tritrack.bench.in_process import Answer
-    from tritrack.bench.service_cost import Figure
-    from tritrack.bench.ways import Labels, Way
+    from tritrack.bench.serving.in_process import Answer
+    from tritrack.bench.serving.service_cost import Figure
+    from tritrack.bench.serving.ways import Labels, Way
     from tritrack.events.event import Event
     from tritrack.service.protocol import StepStatistics
     from tritrack.stages.card import ModelCard
@@ -336,7 +336,7 @@ def measure(
     alone
         The chain in process.
     stages
-        See `tritrack.bench.service_cost.steps_of`.
+        See `tritrack.bench.serving.service_cost.steps_of`.
     in_flight
         Requests on their way at once, where throughput is measured.
     rounds

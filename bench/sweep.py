@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from tritrack.bench.figures import Load, summary
 from tritrack.bench.load import LoadError, closed_loop
+from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.ensemble_repo.plan import ONE_EACH, Instances, plan_chain
 from tritrack.ensemble_repo.render import render_repository
@@ -181,19 +181,14 @@ def measure(
             # Each round begins with another setting: none always runs in the wake of the same one.
             settings = list(servers)[turn % len(servers) :] + list(servers)[: turn % len(servers)]
             for setting in settings:
-                server = servers[setting]
-                load = closed_loop(
-                    server.url,
-                    events=events,
-                    n_clients=n_clients,
+                load = _put_on(
+                    servers[setting],
+                    setting,
+                    events,
                     model=model,
+                    n_clients=n_clients,
                     n_requests=turns * len(events),
-                    timeout=START_TIMEOUT,
-                    pid=server.pid,
                 )
-                print(f"instances {setting}, {summary(load)}", flush=True)
-                if load.errors.first:
-                    raise LoadError(f"instances {setting}: {load.errors.first[0].message}")
                 loads.setdefault((setting, n_clients), []).append(load)
     first = next(iter(servers))
     return [
@@ -201,6 +196,31 @@ def measure(
         for setting in servers
         for n_clients in clients
     ]
+
+
+def _put_on(
+    server: Server,
+    setting: str,
+    events: Sequence[NDArray[np.float32]],
+    *,
+    model: str,
+    n_clients: int,
+    n_requests: int,
+) -> Load:
+    """Put a load on a server, say how it was borne, and return it (raises LoadError)."""
+    load = closed_loop(
+        server.url,
+        events=events,
+        n_clients=n_clients,
+        model=model,
+        n_requests=n_requests,
+        timeout=START_TIMEOUT,
+        pid=server.pid,
+    )
+    print(f"instances {setting}, {summary(load)}", flush=True)
+    if load.errors.first:
+        raise LoadError(f"instances {setting}: {load.errors.first[0].message}")
+    return load
 
 
 def make_row(setting: str, n_clients: int, loads: Sequence[Load], *, ones: Sequence[Load]) -> Row:
@@ -219,6 +239,82 @@ def make_row(setting: str, n_clients: int, loads: Sequence[Load], *, ones: Seque
 def _cpu_seconds(loads: Sequence[Load]) -> list[float]:
     """Return the server's processor seconds an event in each round."""
     return [load.process.cores / load.events_per_s for load in loads if load.process is not None]
+
+
+def _make_server(
+    engines: Path, repository: Path, *, model: str, threads: int, instances: Instances
+) -> Server:
+    """Render a repository and return a server of it that is not started yet."""
+    render_repository(
+        engines=engines,
+        out=repository,
+        server="embedded",
+        device="cpu",
+        threads=threads,
+        instances=instances,
+    )
+    return Server(repository, models=[model], start_timeout=START_TIMEOUT)
+
+
+def sweep(
+    engines: Path,
+    events: Sequence[NDArray[np.float32]],
+    *,
+    point: WorkingPointName,
+    threads: int,
+    most: int,
+    clients: Sequence[int],
+    n_requests: int,
+    rounds: int,
+) -> Result:
+    """Serve with one instance each and with more, and put every load on every server.
+
+    Parameters
+    ----------
+    engines
+        Folder of engines.
+    point
+        Working point.
+    threads, most
+        Threads of each instance, and most instances of a step.
+    events, clients, n_requests, rounds
+        As for `measure`.
+
+    Raises
+    ------
+    LoadError
+        As `measure`.
+    """
+    card, model = read_card(engines), ensemble_name(point)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def start(setting: str, instances: Instances) -> Server:
+            repository = Path(folder) / setting
+            server = _make_server(engines, repository, model=model, threads=threads, instances=instances)
+            return stack.enter_context(server)
+
+        servers = {"1": start("1", ONE_EACH)}
+        first = closed_loop(servers["1"].url, events=events, n_clients=1, model=model, n_requests=len(events))
+        heaviest, share = heaviest_step(first, card=card, point=point)
+        for count in range(2, most + 1):
+            servers[str(count)] = start(str(count), Instances(each=count))
+        for count in range(2, most + 1):
+            servers[f"{heaviest}={count}"] = start(f"{heaviest}={count}", Instances(of={heaviest: count}))
+        rows = measure(servers, events, model=model, clients=clients, n_requests=n_requests, rounds=rounds)
+    return Result(
+        header=make_header(
+            "sweep",
+            card=card,
+            working_point=point,
+            threads=threads,
+            packages=("tritrack", "numpy", "numba", "onnxruntime", "nvidia-pytriton", "grpcio"),
+        ),
+        n_hits=tuple(len(hits) for hits in events),
+        heaviest=heaviest,
+        heaviest_share=share,
+        rows=tuple(rows),
+        best=best_setting(rows),
+    )
 
 
 def main(
@@ -241,59 +337,32 @@ def main(
     ] = False,
 ) -> None:
     """Serve with several numbers of instances, under several loads, and write JSON."""
-    card = read_card(engines)
-    point = working_point or card.default
-    model = ensemble_name(point)
+    point = working_point or read_card(engines).default
     sent = alternate([event.hits for event in read_all(events)])
     if not sent:
         raise UsageError("bench.sweep: the event files hold no events")
     if short:
         most, requests, rounds = min(most, 2), 16, 2
-    taken = tuple(clients) or (SHORT_CLIENTS if short else CLIENTS)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-
-        def start(setting: str, instances: Instances) -> Server:
-            repository = Path(folder) / setting
-            render_repository(
-                engines=engines,
-                out=repository,
-                server="embedded",
-                device="cpu",
-                threads=threads,
-                instances=instances,
-            )
-            return stack.enter_context(Server(repository, models=[model], start_timeout=START_TIMEOUT))
-
-        servers = {"1": start("1", ONE_EACH)}
-        first = closed_loop(servers["1"].url, events=sent, n_clients=1, model=model, n_requests=len(sent))
-        heaviest, share = heaviest_step(first, card=card, point=point)
-        for count in range(2, most + 1):
-            servers[str(count)] = start(str(count), Instances(each=count))
-        for count in range(2, most + 1):
-            servers[f"{heaviest}={count}"] = start(f"{heaviest}={count}", Instances(of={heaviest: count}))
-        rows = measure(servers, sent, model=model, clients=taken, n_requests=requests, rounds=rounds)
-    result = Result(
-        header=make_header(
-            "sweep",
-            card=card,
-            working_point=point,
-            threads=threads,
-            packages=("tritrack", "numpy", "numba", "onnxruntime", "nvidia-pytriton", "grpcio"),
-        ),
-        n_hits=tuple(len(hits) for hits in sent),
-        heaviest=heaviest,
-        heaviest_share=share,
-        rows=tuple(rows),
-        best=best_setting(rows),
+    result = sweep(
+        engines,
+        sent,
+        point=point,
+        threads=threads,
+        most=most,
+        clients=clients or (SHORT_CLIENTS if short else CLIENTS),
+        n_requests=requests,
+        rounds=rounds,
     )
     write_result(result, out)
-    for row in rows:
+    for row in result.rows:
         print(
             f"instances {row.setting}, {row.n_clients} clients: {np.median(row.ratio):.2f} times as many events a "
             f"second as with 1 ({min(row.ratio):.2f} to {max(row.ratio):.2f}), "
             f"processor time an event {', '.join(f'{cpu * 1e3:.0f}' for cpu in _cpu_seconds(row.loads))} ms"
         )
-    print(f"best: {result.best}; {heaviest} takes {share:.2f} of the time of one event")
+    print(
+        f"best: {result.best}; {result.heaviest} takes {result.heaviest_share:.2f} of the time of one event"
+    )
 
 
 if __name__ == "__main__":

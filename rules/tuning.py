@@ -126,16 +126,23 @@ def derive_rules(
     )
     on_note(f"{layers.n} layers, {len(steps)} steps")
     for window, values in CHOICES.items():
-        changes: list[dict[str, Any]] = [{window: value} for value in values]
-        tried = [replace(rules, windows=rules.windows._replace(**change)) for change in changes]
-        scores = [_score(judge(RuleFinder(some), sets)) for some in tried]
-        chosen = next(i for i, score in enumerate(scores) if score >= max(scores) - TIE)
-        rules = tried[chosen]
-        on_note(
-            f"{window}: {values[chosen]} of "
-            + ", ".join(f"{value} ({score:.4f})" for value, score in zip(values, scores, strict=True))
-        )
+        rules = _choose(rules, window, values, sets, on_note=on_note)
     return replace(rules, metrics=judge(RuleFinder(rules), sets))
+
+
+def _choose(
+    rules: Rules, window: str, values: Sequence[float], sets: Mapping[str, Sequence[Event]], *, on_note: Note
+) -> Rules:
+    """Return the rules with the smallest of a window's values that ties with the best one."""
+    changes: list[dict[str, Any]] = [{window: value} for value in values]
+    tried = [replace(rules, windows=rules.windows._replace(**change)) for change in changes]
+    scores = [_score(judge(RuleFinder(some), sets)) for some in tried]
+    chosen = next(i for i, score in enumerate(scores) if score >= max(scores) - TIE)
+    on_note(
+        f"{window}: {values[chosen]} of "
+        + ", ".join(f"{value} ({score:.4f})" for value, score in zip(values, scores, strict=True))
+    )
+    return tried[chosen]
 
 
 def judge(finder: RuleFinder, sets: Mapping[str, Sequence[Event]]) -> dict[str, dict[str, float]]:

@@ -32,10 +32,9 @@ def linked_paths(
 ) -> NDArray[np.int64]:
     """Take out the path with the largest gain, again and again; all hits are given by rank from the inside.
 
-    The gain of a path is the sum of its edges' gains, and half of the gain of each edge that skips one of its
-    hits, where there is one. Every step of a path has a positive gain of its own: two
-    good paths are not chained by a bad link. And at every step the last four hits (three at a path's second step)
-    are on one helix.
+    The gain of a path is the sum of its edges' gains, and half of the gain of each edge that skips one of its hits,
+    where there is one. Every step of a path has a positive gain of its own: two good paths are not chained by a bad
+    link. And at every step the last four hits (three at a path's second step) are on one helix.
 
     Parameters
     ----------
@@ -79,18 +78,38 @@ def linked_paths(
             _take_out(inner[edge], outer, starts_at, by_inner, ends_at, gone, previous, changed)
             edge = previous[edge]
         n_tracks += 1
-        # What led through an edge that is gone looks for its next best way, from the inside outwards.
-        while len(changed) > 0:
-            edge = heapq.heappop(changed)
-            if gone[edge]:
-                continue
-            before, way = best[edge], previous[edge]
-            _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, points)
-            if best[edge] != before or previous[edge] != way:
-                _add_followers(edge, True, outer, starts_at, by_inner, gone, previous, changed)
-            if best[edge] != before and best[edge] > 0.0:
-                heapq.heappush(ways, (-best[edge], edge))
+        _find_next_ways(
+            ways, changed, inner, outer, gain, starts_at, by_inner, ends_at, gone, best, previous, points
+        )
     return track
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_next_ways(
+    ways: list[tuple[float, int]],
+    changed: list[int],
+    inner: NDArray[np.int64],
+    outer: NDArray[np.int64],
+    gain: NDArray[np.float64],
+    starts_at: NDArray[np.int64],
+    by_inner: NDArray[np.int64],
+    ends_at: NDArray[np.int64],
+    gone: NDArray[np.bool_],
+    best: NDArray[np.float64],
+    previous: NDArray[np.int64],
+    points: Floats,
+) -> None:
+    """Find the next best way of what led through an edge that is gone, from the inside outwards."""
+    while len(changed) > 0:
+        edge = heapq.heappop(changed)
+        if gone[edge]:
+            continue
+        before, way = best[edge], previous[edge]
+        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, points)
+        if best[edge] != before or previous[edge] != way:
+            _add_followers(edge, True, outer, starts_at, by_inner, gone, previous, changed)
+        if best[edge] != before and best[edge] > 0.0:
+            heapq.heappush(ways, (-best[edge], edge))
 
 
 @numba.njit(cache=True, nogil=True)

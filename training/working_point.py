@@ -141,35 +141,43 @@ def choose_working_points(
     keep_memory()
     points = {}
     for name in names:
-        demands = DEMANDS[name]
-        chained = replace(windows, min_chain=demands.min_chain)
-        choosing = [path for paths in sets.values() for path in paths[::2]]
-        radius, filter_cut = _graph_cuts(networks, choosing, windows=chained, demands=demands)
-        scored = partial(score, networks, radius=radius, windows=chained, filter_cut=filter_cut)
-        by_set = {of: [scored(read_event(path)) for path in paths[::2]] for of, paths in sets.items()}
-        labelling, gnn_cut = choose_gnn_cut(list(by_set.values()))
-        cuts = Cuts(
-            graph="radius",
-            radius=radius,
-            windows=chained,
-            k=0,
-            filter_cut=filter_cut,
-            gnn_cut=gnn_cut,
-            labelling=labelling,
-        )
-        metrics = {
-            of: measure([scored(read_event(path)) for path in paths[1::2]], labelling=labelling, cut=gnn_cut)
-            for of, paths in sets.items()
-        }
-        points[name] = WorkingPoint(cuts=cuts, metrics=metrics)
+        points[name] = point = _choose_working_point(networks, DEMANDS[name], windows=windows, sets=sets)
+        cuts = point.cuts
         on_note(
-            f"{name}: radius {radius:.3f}, filter cut {filter_cut:.4f}, GNN cut {gnn_cut:.2f}, {labelling}; "
+            f"{name}: radius {cuts.radius:.3f}, filter cut {cuts.filter_cut:.4f}, GNN cut {cuts.gnn_cut:.2f}, "
+            f"{cuts.labelling}; "
             + "; ".join(
                 f"{of}: efficiency {values.get('efficiency', float('nan')):.4f}, {values['n_edges']:.0f} edges"
-                for of, values in metrics.items()
+                for of, values in point.metrics.items()
             )
         )
     return points
+
+
+def _choose_working_point(
+    networks: Mapping[str, nn.Module], demands: Demands, *, windows: Windows, sets: Sets
+) -> WorkingPoint:
+    """Choose the cuts of one working point, in the order of the stages."""
+    chained = replace(windows, min_chain=demands.min_chain)
+    choosing = [path for paths in sets.values() for path in paths[::2]]
+    radius, filter_cut = _graph_cuts(networks, choosing, windows=chained, demands=demands)
+    scored = partial(score, networks, radius=radius, windows=chained, filter_cut=filter_cut)
+    by_set = {of: [scored(read_event(path)) for path in paths[::2]] for of, paths in sets.items()}
+    labelling, gnn_cut = choose_gnn_cut(list(by_set.values()))
+    cuts = Cuts(
+        graph="radius",
+        radius=radius,
+        windows=chained,
+        k=0,
+        filter_cut=filter_cut,
+        gnn_cut=gnn_cut,
+        labelling=labelling,
+    )
+    metrics = {
+        of: measure([scored(read_event(path)) for path in paths[1::2]], labelling=labelling, cut=gnn_cut)
+        for of, paths in sets.items()
+    }
+    return WorkingPoint(cuts=cuts, metrics=metrics)
 
 
 def score(

@@ -202,6 +202,30 @@ def tune(
         return
     if weights is None:
         raise UsageError("tune: --weights is wanted, the folder of weights to choose cuts for")
+    _choose_cuts(
+        weights,
+        validation,
+        out=out,
+        max_z0=max_z0,
+        max_curvature=max_curvature,
+        max_d0=max_d0,
+        point=point,
+        default=default,
+    )
+
+
+def _choose_cuts(
+    weights: Path,
+    validation: list[Path],
+    *,
+    out: Path,
+    max_z0: float | None,
+    max_curvature: float | None,
+    max_d0: float | None,
+    point: WorkingPointName | None,
+    default: WorkingPointName | None,
+) -> None:
+    """Choose cuts with the card's windows, but for those that are given, and write the weights with their new card."""
     from tritrack.stages.weights import load_weights, save_weights
     from tritrack.training.working_point import choose_working_points, validation_sets
 

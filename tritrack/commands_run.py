@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event
+    from tritrack.events.tracks import TrackWriter
+    from tritrack.physics.fitted import FittedWriter
     from tritrack.physics.metrics import Report
 
     Found = NDArray[np.int64] | EventRefusedError
@@ -132,8 +134,8 @@ def find(
 ) -> None:
     """Find the tracks of events, through a server or in process."""
     from tritrack.events.source import read_all
-    from tritrack.events.tracks import check_track_file, write_tracks
-    from tritrack.physics.fitted import check_fitted_file, write_fitted
+    from tritrack.events.tracks import write_tracks
+    from tritrack.physics.fitted import write_fitted
 
     if (url is None) != local:
         raise UsageError("find: give either --url HOST:PORT or --local")
@@ -142,13 +144,7 @@ def find(
             "find: --finder rules runs with --local, and has no working points; on a server it is "
             "--model rule_finder"
         )
-    for option, path, check in (("--out", out, check_track_file), ("--fitted", fitted, check_fitted_file)):
-        try:
-            if path is not None:
-                check(path)
-        except EventError as error:
-            raise UsageError(f"{option}: {error}") from None
-    refused = 0
+    _check_files(out, fitted)
     source, sent = itertools.tee(read_all(events))
     with contextlib.ExitStack() as stack:
         tracks = stack.enter_context(write_tracks(out))
@@ -168,16 +164,7 @@ def find(
             results = _find_by_rules(source, rules=rules)
         else:
             results = _find_local(source, engines=engines, threads=threads, working_point=working_point)
-        for event, found in zip(sent, results, strict=True):
-            labels, rows = _fit_found(event, found, fit)
-            if isinstance(labels, EventRefusedError):
-                refused += 1
-                errors.print(f"tritrack: {labels}; this event is left out")
-                continue
-            tracks.add(event, labels)
-            if fits is not None and rows is not None:
-                fits.add(event.event_id, rows)
-            console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
+        refused = _write_found(zip(sent, results, strict=True), fit, tracks=tracks, fits=fits)
     if refused:
         errors.print(f"tritrack: {out}: written, without the {refused} events named above")
         raise typer.Exit(FAILED)
@@ -225,7 +212,7 @@ def load(
 ) -> None:
     """Put a server under load and measure its throughput and latency."""
     from tritrack.bench.load import Plan, run_plan
-    from tritrack.bench.perf_analyzer import write_input
+    from tritrack.bench.load_generator.perf_analyzer import write_input
     from tritrack.bench.result import write_result
     from tritrack.events.source import read_all
 
@@ -405,6 +392,41 @@ def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
         return fitted
 
     yield fit
+
+
+def _check_files(out: Path, fitted: Path | None) -> None:
+    """Check the names of the files to write, before work is spent on them (raises UsageError)."""
+    from tritrack.events.tracks import check_track_file
+    from tritrack.physics.fitted import check_fitted_file
+
+    for option, path, check in (("--out", out, check_track_file), ("--fitted", fitted, check_fitted_file)):
+        try:
+            if path is not None:
+                check(path)
+        except EventError as error:
+            raise UsageError(f"{option}: {error}") from None
+
+
+def _write_found(
+    found: Iterable[tuple[Event, Found]],
+    fit: Fit | None,
+    *,
+    tracks: TrackWriter,
+    fits: FittedWriter | None,
+) -> int:
+    """Write the tracks of each event and say how many there are; return the number of events that were refused."""
+    refused = 0
+    for event, labels_or_refusal in found:
+        labels, rows = _fit_found(event, labels_or_refusal, fit)
+        if isinstance(labels, EventRefusedError):
+            refused += 1
+            errors.print(f"tritrack: {labels}; this event is left out")
+            continue
+        tracks.add(event, labels)
+        if fits is not None and rows is not None:
+            fits.add(event.event_id, rows)
+        console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
+    return refused
 
 
 def _fit_found(event: Event, found: Found, fit: Fit | None) -> tuple[Found, NDArray[np.float32] | None]:

@@ -16,7 +16,7 @@ for library in ("acts", "numba", "matplotlib", "mplhep"):
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
 
 from tritrack.bench.compare import MeasuredSet, Result, Row
-from tritrack.bench.compare_page import PAGE_FILE
+from tritrack.bench.pages.compare_page import PAGE_FILE
 from tritrack.bench.physics import CKF
 from tritrack.bench.result import Header, read_result
 from tritrack.bench.rules import RULES

@@ -11,11 +11,11 @@ pytest.importorskip("onnxscript")
 
 from onnx import TensorProto, helper, numpy_helper
 
-from tritrack.bench.counts import Count, count_stages, tensors_of
+from tritrack.bench.costs.counts import Count, count_stages, tensors_of
+from tritrack.bench.costs.rates import Probes, last_cache
+from tritrack.bench.costs.traffic import Linear, count_network
 from tritrack.bench.floors import COMPONENTS, Machine, Result, against_floor, device_stages
-from tritrack.bench.rates import Probes, last_cache
 from tritrack.bench.result import ResultError, read_result
-from tritrack.bench.traffic import Linear, count_network
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.network import export_network
 from tritrack.stages.card import Networks

@@ -11,8 +11,8 @@ pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)
 pytest.importorskip("psutil")
 
 from tritrack.bench.memory import LARGEST, SMALLEST, Growth, Result, draw_requests, growth_of
-from tritrack.bench.processes import family, processor_seconds
 from tritrack.bench.result import read_result
+from tritrack.bench.serving.processes import family, processor_seconds
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits

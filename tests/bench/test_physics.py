@@ -14,8 +14,8 @@ import pytest
 for library in ("acts", "onnxruntime", "matplotlib", "mplhep"):
     pytest.importorskip(library)
 
+from tritrack.bench.pages.physics_page import PAGE_FILE, write_page
 from tritrack.bench.physics import CHAIN, CKF, EDGE_VIEWS, RESULT_FILE, EventRow, Outcome, summarise
-from tritrack.bench.physics_page import PAGE_FILE, write_page
 from tritrack.events.parquet import event_file, write_event
 from tritrack.physics.metrics import Report, count
 from tritrack.physics.selection import SELECTIONS

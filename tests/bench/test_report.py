@@ -12,7 +12,7 @@ for library in ("torch", "onnxscript", "matplotlib", "mplhep"):
     pytest.importorskip(library)
 
 from tritrack.bench.engine_rows import EngineRow, Result, Time
-from tritrack.bench.pictures import Series, bars, lines
+from tritrack.bench.pages.pictures import Series, bars, lines
 from tritrack.bench.report import SECTIONS, write_report
 from tritrack.bench.result import Header, write_result
 

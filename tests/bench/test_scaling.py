@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
-from tritrack.bench import scaling, sizes
-from tritrack.bench.peak import Peak, begin, highest
-from tritrack.bench.power_law import fit_power_law
+from tritrack.bench import scaling
+from tritrack.bench.costs import sizes
+from tritrack.bench.costs.peak import Peak, begin, highest
+from tritrack.bench.costs.power_law import fit_power_law
+from tritrack.bench.costs.sizes import PHI_HITS, SPACING, Size, make_sizes, read_wholes, window
 from tritrack.bench.result import ResultError, make_header, read_result
 from tritrack.bench.scaling import CHAIN, Point, Points, fit_points, kept_points, largest_events
-from tritrack.bench.sizes import PHI_HITS, SPACING, Size, make_sizes, read_wholes, window
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
 
-from tritrack.bench.in_process import Answer, InProcess, InProcessError, digest
-from tritrack.bench.regions import HostRegion
 from tritrack.bench.result import read_result
-from tritrack.bench.service_cost import (
+from tritrack.bench.serving.in_process import Answer, InProcess, InProcessError, digest
+from tritrack.bench.serving.regions import HostRegion
+from tritrack.bench.serving.service_cost import (
     Cost,
     Figure,
     Result,
@@ -24,7 +24,7 @@ from tritrack.bench.service_cost import (
     goals_of,
     throughput_of,
 )
-from tritrack.bench.ways import CUDA, GRPC, HTTP, SYSTEM, ByHttp, ByMemory
+from tritrack.bench.serving.ways import CUDA, GRPC, HTTP, SYSTEM, ByHttp, ByMemory
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event

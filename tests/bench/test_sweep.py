@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
 
-from tritrack.bench.figures import Errors, Latency, Load, StepTime
+from tritrack.bench.load_generator.figures import Errors, Latency, Load, StepTime
+from tritrack.bench.load_generator.watch import ProcessUse
 from tritrack.bench.result import make_header, read_result
 from tritrack.bench.sweep import Result, Row, alternate, best_setting, heaviest_step, make_row
-from tritrack.bench.watch import ProcessUse
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits

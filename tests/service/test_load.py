@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tritrack.bench.figures import LATE
 from tritrack.bench.load import LoadError, Plan, closed_loop, open_loop, run_plan
+from tritrack.bench.load_generator.figures import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

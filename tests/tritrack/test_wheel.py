@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+FOLDERS = sorted({package.split(".")[1] for package in PACKAGES if "." in package})
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def wheel(tmp_path_factory):
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("tritrack", *(package.partition(".")[2] for package in PACKAGES if "." in package)):
+    for name in ("tritrack", *FOLDERS):
         shutil.copytree(
             ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -64,7 +65,7 @@ def test_every_package_is_listed():
     """A new folder with Python files must be named in pyproject.toml to be installed."""
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for folder in [ROOT / "tritrack", *(p for p in (ROOT / "tritrack").iterdir() if p.is_dir())]
-        for path in folder.glob("*.py")
+        for folder in ("", *(p.name for p in (ROOT / "tritrack").iterdir() if p.is_dir()))
+        for path in (ROOT / "tritrack" / folder).rglob("*.py")
     }
     assert found == set(PACKAGES)

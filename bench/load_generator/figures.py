@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from tritrack.bench.load_generator.watch import GpuUse, ProcessUse, Use  # noqa: TC001 (msgspec reads the annotations)
+from tritrack.bench.load_generator.wire import ErrorKind, Failure, WireRequest
 from tritrack.bench.quantiles import quantile
-from tritrack.bench.watch import GpuUse, ProcessUse, Use  # noqa: TC001 (msgspec reads the annotations)
-from tritrack.bench.wire import ErrorKind, Failure, WireRequest
 from tritrack.service.protocol import StepStatistics
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Requests without an answer, by kind (`tritrack.bench.wire.Failure`), and the first of each kind."""
+    """Requests without an answer, by kind (`tritrack.bench.load_generator.wire.Failure`), and the first of each kind."""
 
     unavailable: int
     timeout: int

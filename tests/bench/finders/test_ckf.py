@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("acts")
 
-from tritrack.bench.ckf import CkfError, CkfFinder
+from tritrack.bench.finders.ckf import CkfError, CkfFinder
 from tritrack.physics.matching import TrackClass, match
 from tritrack.physics.selection import kinematics, particle_rows
 

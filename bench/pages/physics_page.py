@@ -1,4 +1,4 @@
-"""Plots and a page of measurements: ``python -m tritrack.bench.physics_page RESULT.json... --out FOLDER``.
+"""Plots and a page of measurements: ``python -m tritrack.bench.pages.physics_page RESULT.json... --out FOLDER``.
 
 Takes what `tritrack.bench.physics` wrote, one file a set of events, and writes ``FOLDER/physics.html``, which
 holds its pictures in itself, and the pictures as PNG in a folder for each set.
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.page import plots, png_uri, share_cell, table, write_html
+from tritrack.bench.pages.page import plots, png_uri, share_cell, table, write_html
 from tritrack.failures import one_sentence
 from tritrack.physics.axes import AXES
 from tritrack.physics.metrics import Report

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from tritrack.bench.page import svg_uri
+from tritrack.bench.pages.page import svg_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

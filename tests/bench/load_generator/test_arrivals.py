@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tritrack.bench.arrivals import CHUNK, poisson_arrivals
+from tritrack.bench.load_generator.arrivals import CHUNK, poisson_arrivals
 
 
 def test_the_seed_says_when_requests_are_due():

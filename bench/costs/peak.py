@@ -1,4 +1,4 @@
-"""The memory that one event takes: ``python -m tritrack.bench.peak HITS.npy --engines FOLDER``, answered in JSON.
+"""The memory that one event takes: ``python -m tritrack.bench.costs.peak HITS.npy --engines FOLDER``, answered in JSON.
 
 A process of its own for each event: an allocator keeps what an earlier one took. Linux only.
 """
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.sizes import window
+from tritrack.bench.costs.sizes import window
 from tritrack.failures import one_sentence
 from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
 from tritrack.stages.contract import EDGE_INDEX, ContractError

@@ -13,7 +13,7 @@ import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype
 
-from tritrack.bench.regions import DeviceRegion, HostRegion
+from tritrack.bench.serving.regions import DeviceRegion, HostRegion
 from tritrack.service.protocol import Pack, make_request
 from tritrack.stages.contract import HITS, TRACK_LABEL
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.bench.regions import Region
+    from tritrack.bench.serving.regions import Region
     from tritrack.events.event import Event
     from tritrack.service.client import TrackFinder
     from tritrack.service.protocol import ServerInfo

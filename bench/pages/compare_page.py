@@ -1,4 +1,4 @@
-"""Table and plots of all finders: ``python -m tritrack.bench.compare_page RESULT.json --out FOLDER``.
+"""Table and plots of all finders: ``python -m tritrack.bench.pages.compare_page RESULT.json --out FOLDER``.
 
 Takes what `tritrack.bench.compare` wrote and writes ``FOLDER/compare.html``, which holds its pictures in itself, and
 the pictures as files in ``FOLDER/compare-plots``.
@@ -16,8 +16,8 @@ import typer
 from matplotlib.figure import Figure
 
 from tritrack.bench.compare import Result
-from tritrack.bench.page import plots, png_uri, share_cell, svg_uri, table, write_html
-from tritrack.bench.physics_page import RATES
+from tritrack.bench.pages.page import plots, png_uri, share_cell, svg_uri, table, write_html
+from tritrack.bench.pages.physics_page import RATES
 from tritrack.bench.result import read_result
 from tritrack.failures import one_sentence
 from tritrack.physics.axes import AXES

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from tritrack.bench.perf_analyzer import write_input
+from tritrack.bench.load_generator.perf_analyzer import write_input
 
 
 def test_the_file_holds_the_events(tmp_path):

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.bench.page import plots, table
-from tritrack.bench.pictures import Series, lines
+from tritrack.bench.pages.page import plots, table
+from tritrack.bench.pages.pictures import Series, lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tritrack.bench.figures import Load
     from tritrack.bench.load import Result as Loads
+    from tritrack.bench.load_generator.figures import Load
     from tritrack.bench.memory import Result as Memories
-    from tritrack.bench.service_cost import Cost, Figure
-    from tritrack.bench.service_cost import Result as Service
+    from tritrack.bench.serving.service_cost import Cost, Figure
+    from tritrack.bench.serving.service_cost import Result as Service
     from tritrack.bench.sweep import Result as Sweep
 
 _ABOUT_SERVICE = (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.bench.in_process import Answer
+    from tritrack.bench.serving.in_process import Answer
     from tritrack.service.protocol import StepStatistics
 
 MOST_ADDED_MS = 20.0

@@ -7,22 +7,22 @@ import pytest
 for library in ("torch", "onnxscript", "psutil", "matplotlib", "mplhep"):
     pytest.importorskip(library)
 
-from tritrack.bench.counts import Count
-from tritrack.bench.figures import Errors, Latency, Load
+from tritrack.bench.costs.counts import Count
+from tritrack.bench.costs.peak import Peak
 from tritrack.bench.floors import Gap, Machine
 from tritrack.bench.floors import Result as Floors
 from tritrack.bench.floors import Row as FloorRow
+from tritrack.bench.load_generator.figures import Errors, Latency, Load
 from tritrack.bench.memory import Memory, growth_of
 from tritrack.bench.memory import Result as Memories
 from tritrack.bench.memory import Row as MemoryRow
-from tritrack.bench.peak import Peak
+from tritrack.bench.pages.server_sections import memory, service, sweep
+from tritrack.bench.pages.size_sections import floors, scaling
 from tritrack.bench.result import Header
 from tritrack.bench.scaling import Point, fit_points, largest_events
 from tritrack.bench.scaling import Result as Scaling
-from tritrack.bench.server_sections import memory, service, sweep
-from tritrack.bench.service_cost import Cost, Figure, goal_of, throughput_of
-from tritrack.bench.service_cost import Result as Service
-from tritrack.bench.size_sections import floors, scaling
+from tritrack.bench.serving.service_cost import Cost, Figure, goal_of, throughput_of
+from tritrack.bench.serving.service_cost import Result as Service
 from tritrack.bench.sweep import Result as Sweep
 from tritrack.bench.sweep import Row as SweepRow
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from tritrack.bench.ckf import WORKING_POINTS, CkfFinder
+from tritrack.bench.finders.ckf import WORKING_POINTS, CkfFinder
 from tritrack.bench.load import closed_loop
+from tritrack.bench.load_generator.watch import Watch
 from tritrack.bench.physics import CKF, Outcome, run_ckf
 from tritrack.bench.rules import RULES
-from tritrack.bench.watch import Watch
 from tritrack.ensemble_repo.plan import RULE_FINDER
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.bench.ckf import CkfTracks
+    from tritrack.bench.finders.ckf import CkfTracks
     from tritrack.events.event import Event
     from tritrack.stages.card import ModelCard
 
@@ -109,7 +109,7 @@ class CkfProcess:
     Parameters
     ----------
     working_point
-        A name of `tritrack.bench.ckf.WORKING_POINTS`.
+        A name of `tritrack.bench.finders.ckf.WORKING_POINTS`.
     """
 
     def __init__(self, working_point: str) -> None:

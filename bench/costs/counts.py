@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tritrack.bench.traffic import NetworkCost
+    from tritrack.bench.costs.traffic import NetworkCost
     from tritrack.stages.pipeline import Pipeline
 
     Arrays = Mapping[str, NDArray[Any]]

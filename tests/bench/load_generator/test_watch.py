@@ -8,7 +8,7 @@ import pytest
 
 psutil = pytest.importorskip("psutil")
 
-from tritrack.bench.watch import Watch
+from tritrack.bench.load_generator.watch import Watch
 
 # A child that computes and holds memory, and its parent that waits for it.
 CHILD = (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tritrack.bench.engine_rows import CHAIN, OURS, PLAIN, REFERENCE
-from tritrack.bench.page import plots, png_uri, table
-from tritrack.bench.physics_page import summary
-from tritrack.bench.pictures import bars
+from tritrack.bench.pages.page import plots, png_uri, table
+from tritrack.bench.pages.physics_page import summary
+from tritrack.bench.pages.pictures import bars
 from tritrack.bench.quantiles import quantile
 from tritrack.physics.axes import AXES
 from tritrack.physics.metrics import Report

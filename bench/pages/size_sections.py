@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.bench.page import plots, table
-from tritrack.bench.pictures import Series, lines
-from tritrack.bench.sections import sentence
+from tritrack.bench.pages.page import plots, table
+from tritrack.bench.pages.pictures import Series, lines
+from tritrack.bench.pages.sections import sentence
 
 if TYPE_CHECKING:
+    from tritrack.bench.costs.sizes import Axis
     from tritrack.bench.floors import Result as Floors
     from tritrack.bench.scaling import Fit, Quantity, Rows
     from tritrack.bench.scaling import Result as Scaling
-    from tritrack.bench.sizes import Axis
 
 _AXES: dict[Axis, str] = {
     "phi": "more of the detector, at one density",

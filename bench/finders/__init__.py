@@ -1,0 +1,1 @@
+"""The finders that are compared: each in its turn, and the Kalman filter of ACTS."""

@@ -1,0 +1,1 @@
+"""Pages of what was measured: HTML that holds its pictures in itself."""
