@@ -155,12 +155,14 @@ def _set_native(config: Any, step: Step, *, device: DeviceKind, threads: int, gp
         data.zero_data = True
     if step.backend != "onnxruntime":
         return
-    # The arena keeps the largest buffer of every shape it ever saw, and each event has another. On a GPU it cannot
-    # be left out: there it grows by what is asked for, not to the next power of two.
+    # The arena keeps the largest buffer of every shape it ever saw, the patterns a plan of buffers for each, and each
+    # event has another. On a GPU the arena cannot be left out: there it grows by what is asked for, not to the next
+    # power of two.
     parameters = {
         "intra_op_thread_count": str(threads),
         "inter_op_thread_count": "1",
         "enable_mem_arena": "0",
+        "enable_mem_pattern": "0",
     }
     if device == "gpu":
         parameters["arena_extend_strategy"] = "1"

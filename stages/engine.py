@@ -62,6 +62,8 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         # The arena keeps the largest buffer of every shape it ever saw, and events differ in shape.
         options.enable_cpu_mem_arena = False
+        # Nor a plan of buffers for every shape that it ever saw: each event has its own, and the server would grow.
+        options.enable_mem_pattern = False
         self._inputs = [tensor.name for tensor in spec.inputs]
         try:
             self._session = onnxruntime.InferenceSession(

@@ -199,7 +199,7 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         else:
             assert values["intra_op_thread_count"] == "3"
             assert config.default_model_filename == f"{step.name}.onnx"
-            assert values["enable_mem_arena"] == "0"
+            assert values["enable_mem_arena"] == values["enable_mem_pattern"] == "0"
             assert (values.get("arena_extend_strategy") == "1") == (device == "gpu")
             assert "gpu_mem_limit" not in values
     assert [step.backend for step in plan_fused(CARD)] == [BACKEND] * 4
