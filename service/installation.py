@@ -21,6 +21,13 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 STUB = "triton_python_backend_stub"
 
+MALLOC = ":".join(
+    f"glibc.malloc.{setting}"
+    for setting in ("hugetlb=1", "arena_max=1", f"mmap_threshold={1 << 32}", f"trim_threshold={1 << 34}")
+)
+"""How the C library gives memory: in large pages; from one heap, for those of single threads grow apart; and what is
+freed, hundreds of MB an event, stays for the next one, because fresh pages cost more than what is done with them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
@@ -90,8 +97,7 @@ class Installation:
         environment = dict(os.environ)
         # ONNX Runtime reports its use to its maker unless it is told not to; what runs here is the user's.
         environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        # Tensors of hundreds of MB come and go; in large pages the GNN of a dense event takes a sixth less.
-        environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        environment.setdefault("GLIBC_TUNABLES", MALLOC)
         if self.is_wheel:
             libraries = [work / "lib", self._root.parents[1] / "nvidia_pytriton.libs"]
             paths = [*map(str, libraries), *_split(environment.get("LD_LIBRARY_PATH"))]

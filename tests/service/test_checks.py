@@ -96,8 +96,25 @@ def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
     assert other.arguments(tmp_path) == []
     environment = other.environment(tmp_path)
     assert environment.pop("ORT_DISABLE_TELEMETRY") == "1"
-    assert environment.pop("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
+    assert environment.pop("GLIBC_TUNABLES") == installation.MALLOC
     assert environment.items() <= os.environ.items()
+
+
+FREES_100_MB = """
+import mmap, pathlib
+filled = b"x" * 100_000_000
+del filled
+print(int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE)
+"""
+
+
+@pytest.mark.parametrize(("tunables", "stays"), [(installation.MALLOC, True), ("", False)])
+def test_what_a_step_frees_stays_for_its_next_event(tunables: str, stays: bool) -> None:
+    environment = os.environ | {"GLIBC_TUNABLES": tunables}
+    done = subprocess.run(
+        [sys.executable, "-c", FREES_100_MB], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (int(done.stdout) > 100_000_000) is stays
 
 
 WINDOWS = Windows(max_z0=200.0, max_curvature=1.8e-3, overlap=15.0)
