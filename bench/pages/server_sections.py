@@ -176,7 +176,7 @@ def tail_latency(result: TailLatencies) -> str:
         )
         curves = _tail_curves(row)
         if curves:
-            picture = lines(curves, x="arrivals by throughput", y="latency [ms]", log_y=True)
+            picture = lines(curves, x="arrivals [share of the throughput]", y="latency [ms]", log_y=True)
             parts.append(plots([(f"{row.events}: latency against arrivals", picture)]))
     return "".join(parts)
 
@@ -203,7 +203,7 @@ def _load_pictures(loads: dict[str, list[Load]]) -> str:
         told = [(each.events_per_s, each.latency.p50) for each in some if each.latency.p50 is not None]
         if told:
             x, y = zip(*told, strict=True)
-            curves.append(Series(name=f"{name}, p50", x=x, y=tuple(1e3 * value for value in y)))
+            curves.append(Series(name=name, x=x, y=tuple(1e3 * value for value in y)))
         clients = tuple(float(each.n_clients or 0) for each in some)
         rates.append(Series(name=name, x=clients, y=tuple(each.events_per_s for each in some)))
     pictures = []
