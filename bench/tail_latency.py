@@ -148,8 +148,7 @@ def measure(
     Raises
     ------
     LoadError
-        Where the closed loop has a request without an answer: its throughput is then none. What an open loop lacks is
-        counted.
+        Where the closed loop lacks an answer: its throughput is then none. What an open loop lacks is counted.
     """
     closed = closed_loop(
         server.url,
@@ -164,7 +163,7 @@ def measure(
     print(f"{name}, {summary(closed)}", flush=True)
     if closed.errors.first:
         raise LoadError(f"{name}: {closed.errors.first[0].message}")
-    points = []
+    points: list[Point] = []
     for share, n_requests in requests.items():
         load = open_loop(
             server.url,

@@ -86,7 +86,7 @@ def lines(series: Sequence[Series], *, x: str, y: str, log_x: bool = False, log_
             axis.set_major_formatter(_PLAIN)
         if not log_y:
             axes.set_ylim(bottom=0)
-        _add_legend(figure, most_columns=3)
+        _add_legend(figure, most_columns=4 if len(series) == 4 else 3)  # no last row of one alone
         return svg_uri(figure)
 
 
