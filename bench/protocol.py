@@ -94,6 +94,12 @@ MEASUREMENTS = (
         full=("--events", "{events}/small", *_SERVED, "--requests", "2000"),
     ),
     Measurement(
+        name="tail_latency",
+        short=("{events}/small", *_SERVED, "--requests", "200"),
+        # The answers of a p99 at each share, and those of a p99.9 at the highest, where they come soonest.
+        full=("{events}/small", *_SERVED, *(("--requests", "1000") * 3), "--requests", "10000"),
+    ),
+    Measurement(
         name="sweep",
         short=("--events", "{events}/small", *_SERVED, "--short"),
         full=("--events", "{events}/small", "--events", "{events}/pileup40", *_SERVED),

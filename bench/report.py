@@ -75,6 +75,12 @@ SECTIONS = (
         render=server_sections.load,
     ),
     Section(
+        name="tail_latency",
+        title="Tail latency",
+        about="Latency of events that come on their own, as a Poisson process, at shares of a server's throughput.",
+        render=server_sections.tail_latency,
+    ),
+    Section(
         name="sweep",
         title="Instances",
         about="The same, with more instances of the steps.",

@@ -266,8 +266,8 @@ def measure_throughput(
     return throughput_of(seconds[0], seconds[1], events=name, in_flight=in_flight, n_requests=len(requests))
 
 
-def read_sets(paths: Sequence[Path], *, first: int) -> dict[str, list[Event]]:
-    """Read the first events of each set, by its name.
+def read_sets(paths: Sequence[Path], *, first: int | None) -> dict[str, list[Event]]:
+    """Read the first events of each set, all if None, by its name.
 
     Raises
     ------

@@ -60,6 +60,11 @@ class Errors:
     other: int
     first: tuple[Failure, ...]
 
+    def by_kind(self) -> dict[ErrorKind, int]:
+        """Return how many there were of each kind that there was."""
+        counts: dict[ErrorKind, int] = {kind: getattr(self, kind) for kind in get_args(ErrorKind)}
+        return {kind: count for kind, count in counts.items() if count}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
@@ -142,6 +147,11 @@ class Load:
     process: ProcessUse | None
     gpus: tuple[GpuUse, ...]
     absent: tuple[str, ...]
+
+    def queue(self) -> float | None:
+        """Return the mean seconds that a request waited for the server's models, all together; None where it does not tell."""
+        waits = [step.queue for step in self.steps if step.queue is not None]
+        return sum(waits) if waits else None
 
 
 @dataclass(kw_only=True)
@@ -277,7 +287,7 @@ def summary(load: Load) -> str:
     ]
     if latency.mean is not None and not quantiles:
         quantiles = [f"mean {latency.mean * 1e3:.0f} ms of {latency.n}"]
-    failed = [f"{n} {kind}" for kind in get_args(ErrorKind) if (n := getattr(load.errors, kind))]
+    failed = [f"{n} {kind}" for kind, n in load.errors.by_kind().items()]
     words = [f"{what}: {load.events_per_s:.2f} events/s, {load.hits_per_s:.0f} hits/s", *quantiles]
     words += [f"no answer: {', '.join(failed)} ({load.errors.first[0].message})"] if failed else []
     words += ["the generator may have set the pace"] if load.saturated else []

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tritrack.bench.pages.page import svg_uri
 
@@ -33,6 +33,13 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tritrack",  # the same picture is the same file
 }
 _MARKERS = "os^Dv<>"
+_MOST_MARKERS = 30
+"""Points of a series beyond which markers would hide its line."""
+
+_FEW_DECADES = 2.0
+"""Decades of a logarithmic axis below which ticks at powers of ten alone would be one or two."""
+
+_PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +67,26 @@ def lines(series: Sequence[Series], *, x: str, y: str, log_x: bool = False, log_
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(height=4.2)
         for number, each in enumerate(series):
-            marker = _MARKERS[number % len(_MARKERS)]
+            marker = _MARKERS[number % len(_MARKERS)] if len(each.x) <= _MOST_MARKERS else None
             style = "-" if each.law is None else "none"
             (drawn,) = axes.plot(each.x, each.y, marker=marker, ms=5, linestyle=style, label=each.name)
             if each.law is not None:
                 axes.plot(*each.law, color=drawn.get_color(), linewidth=1.2)
-        plain = FuncFormatter(lambda value, _: f"{value:,.10g}")
         for axis, log, name in ((axes.xaxis, log_x, x), (axes.yaxis, log_y, y)):
             axis.set_label_text(name)
             if log:
                 axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+                low, high = axis.get_data_interval()
+                axis.set_major_locator(
+                    LogLocator(subs=(1, 2, 5) if np.log10(high / low) < _FEW_DECADES else (1,))
+                )
                 axis.set_minor_formatter(NullFormatter())
-            axis.set_major_formatter(plain)
+            else:
+                axis.set_major_locator(_few_ticks())
+            axis.set_major_formatter(_PLAIN)
         if not log_y:
             axes.set_ylim(bottom=0)
-        figure.legend(loc="outside upper center", ncols=3, fontsize=9.5)
+        _add_legend(figure, most_columns=4 if len(series) == 4 else 3)  # no last row of one alone
         return svg_uri(figure)
 
 
@@ -89,14 +101,18 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, x: str) -> str:
             place, width = np.array(there).T
             middle = place + (number - (len(names) - 1) / 2) * height
             drawn = axes.barh(middle, width, height=0.9 * height, label=name)
-            axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=9)
+            # On white, or the line at 1 would strike through what is a little less.
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=9, bbox=paper)
         axes.axvline(1, color="0.2", linewidth=1)
         axes.set_yticks(range(len(groups)), list(groups))
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
         axes.set_xlabel(x)
-        figure.legend(loc="outside upper center", ncols=2, fontsize=9.5)
+        axes.xaxis.set_major_locator(_few_ticks())
+        axes.xaxis.set_major_formatter(_PLAIN)
+        _add_legend(figure, most_columns=2)
         return svg_uri(figure)
 
 
@@ -105,3 +121,17 @@ def _figure(*, height: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(5.2, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
+
+
+def _few_ticks() -> MaxNLocator:
+    return MaxNLocator(nbins=6, steps=[1, 2, 5, 10])
+
+
+def _add_legend(figure: Figure, *, most_columns: int) -> None:
+    """Put the legend above the picture, in as many columns as the paper is wide for."""
+    for columns in range(most_columns, 0, -1):
+        legend = figure.legend(loc="outside upper center", ncols=columns, fontsize=9.5)
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()

@@ -1,4 +1,4 @@
-"""The sections of what a server costs and bears: service, memory, load, instances."""
+"""The sections of what a server costs and bears: service, memory, load, tail latency, instances."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ if TYPE_CHECKING:
     from tritrack.bench.serving.service_cost import Cost, Figure
     from tritrack.bench.serving.service_cost import Result as Service
     from tritrack.bench.sweep import Result as Sweep
+    from tritrack.bench.tail_latency import Result as TailLatencies
+    from tritrack.bench.tail_latency import Row as Tails
 
 _ABOUT_SERVICE = (
     "<p class='note'>Large: the median; small: an interval that holds it 19 times of 20, and the samples, each an event in "
     "a round beside the same event in process. Times as of this machine.</p>"
 )
+_ABOUT_TAILS = (
+    "<p class='note'>Latency counts from when an event was due. Queue: the mean wait for all of the server's models. The "
+    "generator may have set the pace where it took more than 0.7 of a core or sent more than 1 % of the events over 10 ms "
+    "late. A quantile q stands where there are 10 / (1 - q) answers or more. Times as of this machine.</p>"
+)
+_QUANTILES = {"p50": "p50", "p95": "p95", "p99": "p99", "p999": "p99.9"}
+"""Fields of `tritrack.bench.load_generator.figures.Latency`, and what they are called on the page."""
+
 _VERDICTS = {True: "met", False: "not met", None: "cannot be told: too few samples, or too near"}
 
 
@@ -124,28 +134,66 @@ def memory(result: Memories) -> str:
 
 def load(result: Loads) -> str:
     """Return what `tritrack load` measured."""
-    heads = ["load", "events/s", "hits/s", "p50, ms", "p95, ms", "p99, ms", "no answer", "generator"]
     closed = [each for each in result.loads if each.loop == "closed"]
     return (
         f"<p class='note'>{escape(result.model)}, {result.n_events} events of together {result.n_hits:,} hits, sent again "
         "and again. Times as of this machine.</p>"
-        f"{table(heads, [_load_cells(each) for each in result.loads])}{_load_pictures({result.model: closed})}"
+        f"{table(_LOAD_HEADS, [_load_cells(each) for each in result.loads])}{_load_pictures({result.model: closed})}"
     )
 
 
+_LOAD_HEADS = [
+    *("load", "events/s", "hits/s", *(f"{name}, ms" for name in _QUANTILES.values())),
+    *("queue, ms", "server, cores", "generator, cores", "no answer"),
+]
+
+
 def _load_cells(each: Load) -> list[str]:
-    name = f"{each.rate:g} due in a second" if each.loop == "open" else f"{each.n_clients} clients"
-    errors = each.errors
-    failed = errors.unavailable + errors.timeout + errors.refused + errors.other
-    quantiles = (each.latency.p50, each.latency.p95, each.latency.p99)
+    name = f"{each.rate:.3g} due in a second" if each.rate is not None else f"{each.n_clients} clients"
+    times = (*(getattr(each.latency, quantile) for quantile in _QUANTILES), each.queue())
     return [
         f"{name}<small>n = {each.latency.n:,} in {each.seconds:.0f} s</small>",
         f"{each.events_per_s:.2f}",
         f"{each.hits_per_s:,.0f}",
-        *("" if value is None else f"{value * 1e3:,.0f}" for value in quantiles),
-        str(failed),
-        "may have set the pace" if each.saturated else "",
+        *("" if seconds is None else f"{seconds * 1e3:,.0f}" for seconds in times),
+        "" if each.process is None else f"{each.process.cores:.2f}",
+        f"{each.generator_cores:.2f}{'<small>may have set the pace</small>' if each.saturated else ''}",
+        ", ".join(f"{count:,} {kind}" for kind, count in each.errors.by_kind().items()) or "0",
     ]
+
+
+def tail_latency(result: TailLatencies) -> str:
+    """Return what `tritrack.bench.tail_latency` measured."""
+    parts = [_ABOUT_TAILS]
+    for row in result.rows:
+        cells = [_load_cells(row.closed), *(_load_cells(point.load) for point in row.points)]
+        shares = ["throughput", *(f"{point.share:g} of it" for point in row.points)]
+        parts.append(
+            f"<h3>{escape(row.events)}: {len(row.n_hits)} events of {min(row.n_hits):,} to {max(row.n_hits):,} hits</h3>"
+        )
+        parts.append(
+            table(["", *_LOAD_HEADS], [[share, *some] for share, some in zip(shares, cells, strict=True)])
+        )
+        curves = _tail_curves(row)
+        if curves:
+            picture = lines(curves, x="arrivals [share of the throughput]", y="latency [ms]", log_y=True)
+            parts.append(plots([(f"{row.events}: latency against arrivals", picture)]))
+    return "".join(parts)
+
+
+def _tail_curves(row: Tails) -> list[Series]:
+    """Return each quantile against the share, where there are answers enough."""
+    curves = []
+    for quantile, name in reversed(_QUANTILES.items()):  # the legend from above, as the curves lie
+        told = [
+            (point.share, 1e3 * seconds)
+            for point in row.points
+            if (seconds := getattr(point.load.latency, quantile)) is not None
+        ]
+        if told:
+            x, y = zip(*told, strict=True)
+            curves.append(Series(name=name, x=x, y=y))
+    return curves
 
 
 def _load_pictures(loads: dict[str, list[Load]]) -> str:
@@ -155,7 +203,7 @@ def _load_pictures(loads: dict[str, list[Load]]) -> str:
         told = [(each.events_per_s, each.latency.p50) for each in some if each.latency.p50 is not None]
         if told:
             x, y = zip(*told, strict=True)
-            curves.append(Series(name=f"{name}, p50", x=x, y=tuple(1e3 * value for value in y)))
+            curves.append(Series(name=name, x=x, y=tuple(1e3 * value for value in y)))
         clients = tuple(float(each.n_clients or 0) for each in some)
         rates.append(Series(name=name, x=clients, y=tuple(each.events_per_s for each in some)))
     pictures = []

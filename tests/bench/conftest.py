@@ -14,7 +14,10 @@ from tritrack.events.source import read_all
 from tritrack.physics.selection import COMPARISON, kinematics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from tritrack.bench.load_generator.figures import Load
+    from tritrack.bench.load_generator.wire import Failure
 
 SAMPLES = Path(__file__).parents[2] / "events" / "samples"
 
@@ -54,3 +57,37 @@ def small_event() -> Event:
     particle_id[others] = NOISE
     event = dataclasses.replace(event, truth=dataclasses.replace(event.truth, particle_id=particle_id))
     return hits_of_event(event, np.sort(np.append(np.flatnonzero(chosen), others)))
+
+
+@pytest.fixture(scope="session")
+def open_load() -> Callable[..., Load]:
+    """An open loop that took 10 s: ``open_load(rate=..., latencies=[...])``; times in s.
+
+    ``queues`` are those of steps of 10 requests each, ``failures`` the requests without an answer, ``cpu_seconds`` what
+    the generator took.
+    """
+    pytest.importorskip("tritonclient.grpc")
+    from tritrack.bench.load_generator.figures import Run, Tally, make_load
+    from tritrack.bench.load_generator.watch import Use
+    from tritrack.service.protocol import StepStatistics
+
+    def load(
+        *,
+        rate: float,
+        latencies: Sequence[float],
+        queues: Sequence[float] = (),
+        failures: Sequence[Failure] = (),
+        cpu_seconds: float = 1.0,
+    ) -> Load:
+        steps = tuple(
+            StepStatistics(
+                name=f"step{number}", count=10, queue_ns=round(10e9 * queue), compute_ns=0, moved_ns=0
+            )
+            for number, queue in enumerate(queues)
+        )
+        tally = Tally(latencies=list(latencies), failures=list(failures))
+        use = Use(process=None, gpus=(), absent=())
+        run = Run(tally=tally, seconds=10.0, cpu_seconds=cpu_seconds, before=(), after=steps, use=use)
+        return make_load(run, loop="open", rate=rate, seed=1)
+
+    return load

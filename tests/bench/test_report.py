@@ -6,6 +6,7 @@ import base64
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 for library in ("torch", "onnxscript", "matplotlib", "mplhep"):
@@ -133,3 +134,15 @@ def test_a_picture_is_the_same_each_time(log):
     assert b"<svg" in base64.b64decode(first.partition(",")[2])
     groups = {"gnn": {"onnx": 2.0, "onnx, fp16": 1.5}, "chain": {"onnx": 1.2}}
     assert bars(groups, x="times as fast") == bars(groups, x="times as fast")
+
+
+def test_a_short_logarithmic_axis_has_ticks_and_a_long_series_no_markers():
+    def drawn(n_points):
+        x = tuple(np.geomspace(1.0, 8.0, n_points).tolist())
+        picture = lines([Series(name="servers", x=x, y=x)], x="clients", y="events", log_x=True)
+        return base64.b64decode(picture.partition(",")[2]).decode()
+
+    few, many = drawn(4), drawn(100)
+    for picture in (few, many):
+        assert all(f"<!-- {tick} -->" in picture for tick in (1, 2, 5))
+    assert few.count("<use ") > many.count("<use ")

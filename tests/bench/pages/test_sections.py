@@ -13,10 +13,11 @@ from tritrack.bench.floors import Gap, Machine
 from tritrack.bench.floors import Result as Floors
 from tritrack.bench.floors import Row as FloorRow
 from tritrack.bench.load_generator.figures import Errors, Latency, Load
+from tritrack.bench.load_generator.wire import Failure
 from tritrack.bench.memory import Memory, growth_of
 from tritrack.bench.memory import Result as Memories
 from tritrack.bench.memory import Row as MemoryRow
-from tritrack.bench.pages.server_sections import memory, service, sweep
+from tritrack.bench.pages.server_sections import memory, service, sweep, tail_latency
 from tritrack.bench.pages.size_sections import floors, scaling
 from tritrack.bench.result import Header
 from tritrack.bench.scaling import Point, fit_points, largest_events
@@ -25,6 +26,9 @@ from tritrack.bench.serving.service_cost import Cost, Figure, goal_of, throughpu
 from tritrack.bench.serving.service_cost import Result as Service
 from tritrack.bench.sweep import Result as Sweep
 from tritrack.bench.sweep import Row as SweepRow
+from tritrack.bench.tail_latency import Point as TailPoint
+from tritrack.bench.tail_latency import Result as TailLatencies
+from tritrack.bench.tail_latency import Row as Tails
 
 HEADER = Header(
     measurement="made up",
@@ -76,6 +80,28 @@ def test_memory_is_drawn_and_its_growth_said():
     page = memory(Memories(header=HEADER, seed=1, rows=(row,)))
     assert f"{growth.per_1000_requests:+.1f}" in page
     assert "n = 80 requests, 5 refused" in page
+    assert page.count("<img") == 1
+
+
+def test_tails_stand_where_there_are_answers_enough(open_load):
+    """200 answers are enough for a p95, 20 for a median."""
+    lost = [Failure(kind="timeout", message="late")] * 3
+    points = (
+        TailPoint(share=0.3, load=open_load(rate=2.0, latencies=[0.041] * 20, queues=[0.002, 0.005])),
+        TailPoint(
+            share=0.9,
+            load=open_load(rate=20.25, latencies=[0.123] * 200, failures=lost, cpu_seconds=8.0),
+        ),
+    )
+    closed = load_of(4, events_per_s=22.5, p50=0.1)
+    rows = (Tails(events="dense", n_hits=(100, 900), closed=closed, points=points),)
+    page = tail_latency(TailLatencies(header=HEADER, model="finder", rows=rows))
+    for words in ("dense: 2 events of 100 to 900 hits", "<td>throughput</td><td>4 clients<small>n = 20 in 2 s</small></td>",
+                  "<td>0.3 of it</td><td>2 due in a second<small>n = 20 in 10 s</small></td><td>2.00</td>",
+                  "<td>41</td><td></td><td></td><td></td><td>7</td>", "<td>123</td><td>123</td><td></td><td></td><td></td>",
+                  "0.80<small>may have set the pace</small></td><td>3 timeout</td>"):  # fmt: skip
+        assert words in page
+    assert page.count("may have set the pace</small>") == 1
     assert page.count("<img") == 1
 
 
