@@ -60,6 +60,9 @@ class OnnxEngine:
     def __init__(self, path: Path, *, spec: StageSpec, threads: int, provider: Provider = CPU) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Its threads spin for their next operator; for one of the next event they would take the cores from the other
+        # stages.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         # The arena keeps the largest buffer of every shape it ever saw, and events differ in shape.
         options.enable_cpu_mem_arena = False
         # Nor a plan of buffers for every shape that it ever saw: each event has its own, and the server would grow.
