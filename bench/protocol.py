@@ -178,7 +178,8 @@ def run_protocol(
         Where one fails: at the end, when the others are done. Where the engines cannot be exported: at once.
     """
     card = read_card(weights)
-    places = {"events": work / "events", "engines": work / "engines", "weights": weights}
+    # A folder for each: a measurement takes all events of a set, and the full protocol has more.
+    places = {"events": work / "events" / length, "engines": work / "engines", "weights": weights}
     results = {each.name: out / length / f"{each.name}.json" for each in measurements}
     wanted = [each for each in measurements if again or not _there_already(results[each.name], card=card)]
     if not wanted:

@@ -94,8 +94,9 @@ def test_a_protocol_goes_on_after_a_failure_and_where_it_was(
 ):
     monkeypatch.setattr(protocol, "EVENT_SETS", ())
     work, out = tmp_path / "work", tmp_path / "out"
-    (work / "events" / "few").mkdir(parents=True)
-    write_event(small_event, work / "events" / "few" / event_file(0))
+    events = work / "events" / "short"
+    (events / "few").mkdir(parents=True)
+    write_event(small_event, events / "few" / event_file(0))
     arguments = ("{events}/few", "--engines", "{engines}", "--weights", "{weights}", "--rounds", "1")
     broken = Measurement(name="precision", short=("{events}/none",), full=())
     sound = Measurement(name="engines", short=(*arguments, "--no-compile"), full=())
@@ -106,8 +107,8 @@ def test_a_protocol_goes_on_after_a_failure_and_where_it_was(
     with pytest.raises(ProtocolError, match=r"^failed: precision \(see .*short-precision\.log\)$"):
         run(broken, sound)
     said = capfd.readouterr().out
-    assert f"tritrack: {work}/events/none: no such file or folder" in said
-    assert f"{work}/events/none" in (work / "logs" / "short-precision.log").read_text().splitlines()[0]
+    assert f"tritrack: {events}/none: no such file or folder" in said
+    assert f"{events}/none" in (work / "logs" / "short-precision.log").read_text().splitlines()[0]
     written = (out / "short" / "engines.json").stat().st_mtime_ns
     shutil.rmtree(work / "engines")
     run(sound)
