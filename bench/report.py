@@ -71,7 +71,7 @@ SECTIONS = (
     Section(
         name="load",
         title="Load",
-        about="A server that `tritrack load` was pointed at: latency and throughput under one client and under many.",
+        about="A server that tritrack load was pointed at: latency and throughput under one client and under many.",
         render=server_sections.load,
     ),
     Section(

@@ -28,8 +28,8 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px sol
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; font-weight: 600; }
 td small { color: #666; display: block; white-space: nowrap; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: .5rem; }
-.plots img { width: 100%; height: auto; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: .5rem; }
+.plots img { width: 100%; max-width: 32rem; height: auto; }
 .missing { color: #555; font-style: italic; }
 .refused { background: #fff4ec; border-left: 4px solid #d55e00; padding: .4rem .8rem; }
 dt { font-weight: 600; margin-top: .5rem; } dd { margin-left: 0; }
