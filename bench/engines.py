@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,11 +19,11 @@ import typer
 
 from tritrack.bench.candidates import NETWORKS, candidates, check_card, now
 from tritrack.bench.engine_rows import CHAIN, REFERENCE, Result, Time
+from tritrack.bench.event_sets import read_sets
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import make_header, write_result
-from tritrack.events.source import read_all
 from tritrack.export.gates import deviation_of, share_of_other_tracks
-from tritrack.failures import UsageError, one_sentence
+from tritrack.failures import one_sentence
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
 from tritrack.physics.selection import TARGETS
@@ -326,13 +325,7 @@ def main(
     set_compiled_threads(threads)
     card, networks = load_weights(weights)
     check_card(engines, card=card)
-    sets = {path.stem: list(islice(read_all([path]), first)) for path in events}
-    if len(sets) < len(events):
-        raise UsageError(
-            "bench.engines: two sets of events have one name; their times could not be told apart"
-        )
-    if not all(sets.values()):
-        raise UsageError("bench.engines: the event files of a set hold no events")
+    sets = read_sets(events, first=first)
     header = make_header(
         "engines", card=card, working_point=working_point, threads=threads, packages=PACKAGES
     )

@@ -1,17 +1,23 @@
-"""The fixed sets of events that the protocols measure on: each simulated by its seed, so that they are the same everywhere."""
+"""Sets of events that are measured on: read from folders, and the protocols' own, simulated by seed to be the same everywhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from tritrack.events.parquet import event_file, read_metadata
 from tritrack.events.simulation import SETTINGS_KEY, SimulationSettings, simulate
+from tritrack.events.source import read_all
+from tritrack.failures import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from tritrack.events.event import Event
 
 Length = Literal["short", "full"]
 """Which protocol: minutes, or hours."""
@@ -104,3 +110,21 @@ def simulate_set(events: EventSet, folder: Path, *, n_events: int, jobs: int) ->
         if there < n_events
         else []
     )
+
+
+def read_sets(paths: Sequence[Path], *, first: int | None) -> dict[str, list[Event]]:
+    """Read the first events of each set, all if None, by its name.
+
+    Raises
+    ------
+    UsageError
+        Where a set is empty, or two have one name.
+    """
+    sets: dict[str, list[Event]] = {}
+    for path in paths:
+        if path.stem in sets:
+            raise UsageError(f"{path}: another set is called {path.stem}, too")
+        sets[path.stem] = list(islice(read_all([path]), first))
+        if not any(event.n_hits for event in sets[path.stem]):
+            raise UsageError(f"{path}: no hits there")
+    return sets

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritrack.bench.event_sets import read_sets
 from tritrack.bench.result import make_header, write_result
 from tritrack.bench.serving.in_process import InProcess, digest
 from tritrack.bench.serving.processes import family, processor_seconds
@@ -35,8 +36,7 @@ from tritrack.bench.serving.service_cost import (
 from tritrack.bench.serving.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
 from tritrack.ensemble_repo.plan import plan_chain
 from tritrack.ensemble_repo.render import render_repository
-from tritrack.events.source import read_all
-from tritrack.failures import UsageError, one_sentence
+from tritrack.failures import one_sentence
 from tritrack.service.client import TrackFinder
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
@@ -264,24 +264,6 @@ def measure_throughput(
             if turn > 0:
                 seconds[number].append(time.perf_counter() - start)
     return throughput_of(seconds[0], seconds[1], events=name, in_flight=in_flight, n_requests=len(requests))
-
-
-def read_sets(paths: Sequence[Path], *, first: int | None) -> dict[str, list[Event]]:
-    """Read the first events of each set, all if None, by its name.
-
-    Raises
-    ------
-    UsageError
-        Where a set is empty, or two have one name.
-    """
-    sets: dict[str, list[Event]] = {}
-    for path in paths:
-        if path.stem in sets:
-            raise UsageError(f"{path}: another set is called {path.stem}, too")
-        sets[path.stem] = list(islice(read_all([path]), first))
-        if not any(event.n_hits for event in sets[path.stem]):
-            raise UsageError(f"{path}: no hits there")
-    return sets
 
 
 @contextmanager

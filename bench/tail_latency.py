@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritrack.bench.event_sets import read_sets
 from tritrack.bench.load import LoadError, closed_loop, open_loop
 from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
-from tritrack.bench.service import read_sets
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.failures import UsageError, one_sentence
 from tritrack.service.server import Server

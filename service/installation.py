@@ -25,8 +25,8 @@ MALLOC = ":".join(
     f"glibc.malloc.{setting}"
     for setting in ("hugetlb=1", "arena_max=1", f"mmap_threshold={1 << 32}", f"trim_threshold={1 << 34}")
 )
-"""How the C library gives memory: in large pages; from one heap, for those of single threads grow apart; and what is
-freed, hundreds of MB an event, stays for the next one, because fresh pages cost more than what is done with them."""
+"""How the C library gives memory: in large pages; from one heap, since each thread's own would keep what that thread once
+needed; and what is freed, hundreds of MB an event, stays for the next one, because fresh pages are dear."""
 
 
 @dataclass(frozen=True, kw_only=True)

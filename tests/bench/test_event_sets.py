@@ -1,0 +1,32 @@
+import pytest
+
+from tritrack.bench.event_sets import read_sets
+from tritrack.events.event import EventError
+from tritrack.events.parquet import event_file, write_event
+from tritrack.failures import UsageError
+
+
+@pytest.fixture
+def folder(small_event, tmp_path):
+    for name in ("a/few", "b/few", "b/more"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(3):
+            write_event(small_event, tmp_path / name / event_file(number))
+    (tmp_path / "none").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("first", "n_events"), [(None, 3), (2, 2), (5, 3)])
+def test_the_first_events_of_each_set(folder, first, n_events):
+    sets = read_sets([folder / "a" / "few", folder / "b" / "more"], first=first)
+    assert {name: len(events) for name, events in sets.items()} == {"few": n_events, "more": n_events}
+
+
+def test_two_sets_of_one_name_are_refused(folder):
+    with pytest.raises(UsageError, match=r"b/few: another set is called few, too"):
+        read_sets([folder / "a" / "few", folder / "b" / "few"], first=None)
+
+
+def test_a_set_without_events_is_refused(folder):
+    with pytest.raises((UsageError, EventError), match="none: no "):
+        read_sets([folder / "none"], first=None)
