@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from tritrack.bench.event_sets import read_sets
 from tritrack.bench.finders.ckf import WORKING_POINTS
 from tritrack.bench.finders.contestants import (
     FUSED_MARK,
@@ -28,7 +29,7 @@ from tritrack.bench.physics import CKF, EventRow, summarise
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.ensemble_repo.render import render_repository
-from tritrack.events.source import find_files, read_all
+from tritrack.events.source import find_files
 from tritrack.failures import UsageError, one_sentence
 from tritrack.physics.selection import SELECTIONS, truth_of
 from tritrack.rules.windows import read_rules
@@ -272,14 +273,14 @@ def compare_sets(
     paths
         Folders of events with truth, a set each.
     first
-        Events taken of each set, in the order of the sets; all of those sets that it does not reach.
+        Events taken of each set, see `tritrack.bench.event_sets.for_each`.
     engines, rules
         Folders.
 
     Raises
     ------
     UsageError
-        Where a set holds no events.
+        Where a set holds no events, or those of one have no truth.
     """
     card, rule_set = read_card(engines), read_rules(rules)
     sets, rows = [], []
@@ -294,11 +295,13 @@ def compare_sets(
             fused=True,
             rules=rules,
         )
-        for path, n_events in zip_longest(paths, first[: len(paths)]):
+        for name, events in read_sets(paths, first=first).items():
+            for event in events:
+                truth_of(event)
             of_set, found = compare(
-                _read_set(path, n_events),
+                events,
                 contestants(card),
-                name=path.stem,
+                name=name,
                 repository=repository,
                 conditions=conditions,
             )
@@ -319,16 +322,6 @@ def compare_sets(
         sets=tuple(sets),
         rows=tuple(rows),
     )
-
-
-def _read_set(path: Path, first: int | None) -> list[Event]:
-    """Return the first events of a set, all if None; each must have truth (raises UsageError where there are none)."""
-    events = list(islice(read_all([path]), first))
-    for event in events:
-        truth_of(event)
-    if not events:
-        raise UsageError(f"{path}: holds no events")
-    return events
 
 
 def _line(name: str, finder: Contestant, turn: Turn) -> str:
@@ -353,7 +346,9 @@ def main(
     first: Annotated[
         list[int],
         typer.Option(
-            min=1, help="Events taken of each set, in the order of the sets; all of those not named."
+            min=1,
+            help="Events that are taken of a set, the first ones, all if not given; given again for the next set, the "
+            "last holds on.",
         ),
     ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
     threads: Annotated[

@@ -110,8 +110,6 @@ class Result:
     ----------
     header
         What it was made with.
-    rounds
-        Rounds that count, on each event.
     engines
         The engines, the reference first.
     times
@@ -119,7 +117,6 @@ class Result:
     """
 
     header: Header
-    rounds: int
     engines: tuple[EngineRow, ...]
     times: tuple[Time, ...]
 

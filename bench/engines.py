@@ -19,7 +19,7 @@ import typer
 
 from tritrack.bench.candidates import NETWORKS, candidates, check_card, now
 from tritrack.bench.engine_rows import CHAIN, REFERENCE, Result, Time
-from tritrack.bench.event_sets import read_sets
+from tritrack.bench.event_sets import for_each, read_sets
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import make_header, write_result
 from tritrack.export.gates import deviation_of, share_of_other_tracks
@@ -254,9 +254,9 @@ def measure(
     header: Header,
     card: ModelCard,
     point: WorkingPointName | None,
-    rounds: int,
+    rounds: Sequence[int],
 ) -> Result:
-    """Measure the engines that are here on every event of every set."""
+    """Measure the engines that are here on every event of every set, in so many rounds."""
     rows: dict[str, EngineRow] = {}
     ready = []
     for candidate in found:
@@ -265,11 +265,11 @@ def measure(
         if candidate.row.missing is None:
             ready.append(candidate)
     times: list[Time] = []
-    for events, some in sets.items():
+    for (events, some), n_rounds in zip(sets.items(), for_each(rounds, len(sets)), strict=True):
         totals: dict[str, Counts] = {}
         for event in some:
             of_event, counts = measure_event(
-                ready, event, events=events, card=card, point=point, rounds=rounds
+                ready, event, events=events, card=card, point=point, rounds=n_rounds
             )
             times += of_event
             totals = {
@@ -279,7 +279,7 @@ def measure(
             print(_line(of_event), flush=True)
         for name, counted in totals.items():
             rows[name] = _with_changes(rows[name], events, rate_changes(counted, totals[REFERENCE]))
-    return Result(header=header, rounds=rounds, engines=tuple(rows.values()), times=tuple(times))
+    return Result(header=header, engines=tuple(rows.values()), times=tuple(times))
 
 
 def _with_changes(row: EngineRow, events: str, changes: Mapping[str, float | None]) -> EngineRow:
@@ -311,10 +311,21 @@ def main(
     working_point: Annotated[
         WorkingPointName | None, typer.Option(help="The cuts; the model's default if not given.")
     ] = None,
-    first: Annotated[int, typer.Option(min=1, help="Events that are taken of each set, the first ones.")] = 4,
+    first: Annotated[
+        list[int],
+        typer.Option(
+            min=1,
+            help="Events that are taken of a set, the first ones; given again for the next set, the last holds on.",
+        ),
+    ] = [4],  # noqa: B006 (typer reads it, nothing writes to it)
     rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds that count, on each event; a median wants 20, a p95 200.")
-    ] = 20,
+        list[int],
+        typer.Option(
+            min=1,
+            help="Rounds that count on each event; given again for the next set. Events times rounds: a median wants "
+            "20, a p95 200.",
+        ),
+    ] = [20],  # noqa: B006
     threads: Annotated[int, typer.Option(min=1, help="Threads of each engine and stage.")] = 2,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Measure torch.compile, too.")

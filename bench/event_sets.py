@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat, zip_longest
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -112,8 +112,30 @@ def simulate_set(events: EventSet, folder: Path, *, n_events: int, jobs: int) ->
     )
 
 
-def read_sets(paths: Sequence[Path], *, first: int | None) -> dict[str, list[Event]]:
-    """Read the first events of each set, all if None, by its name.
+def for_each(given: Sequence[int], n_sets: int) -> list[int]:
+    """Return a number for each set, in their order; the last one given holds for the sets that follow.
+
+    Raises
+    ------
+    UsageError
+        Where there are more numbers than sets.
+    """
+    if len(given) > n_sets:
+        raise UsageError(
+            f"{' '.join(map(str, given))}: {len(given)} numbers given for {n_sets} sets of events"
+        )
+    return [*given, *repeat(given[-1], n_sets - len(given))] if given else []
+
+
+def read_sets(paths: Sequence[Path], *, first: Sequence[int] = ()) -> dict[str, list[Event]]:
+    """Read the first events of each set, by its name.
+
+    Parameters
+    ----------
+    paths
+        A folder or file for each set.
+    first
+        Events taken of each, see `for_each`; all where nothing is given.
 
     Raises
     ------
@@ -121,10 +143,10 @@ def read_sets(paths: Sequence[Path], *, first: int | None) -> dict[str, list[Eve
         Where a set is empty, or two have one name.
     """
     sets: dict[str, list[Event]] = {}
-    for path in paths:
+    for path, n_events in zip_longest(paths, for_each(first, len(paths))):
         if path.stem in sets:
             raise UsageError(f"{path}: another set is called {path.stem}, too")
-        sets[path.stem] = list(islice(read_all([path]), first))
+        sets[path.stem] = list(islice(read_all([path]), n_events))
         if not any(event.n_hits for event in sets[path.stem]):
             raise UsageError(f"{path}: no hits there")
     return sets

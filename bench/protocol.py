@@ -69,24 +69,27 @@ class Measurement:
 
 _SERVED = ("--engines", "{engines}", "--threads", "1")
 _OF_WEIGHTS = (*_SERVED, "--weights", "{weights}")
-_ENGINES = (*_OF_WEIGHTS, "--rounds", "20")
 _COMPARED = ("--engines", "{engines}", "--threads", "2")
 _SIZES = ("{events}/pileup0", "{events}/pileup40", "{events}/pileup200")
 
 MEASUREMENTS = (
     Measurement(
         name="engines",
-        short=("{events}/pileup0", "{events}/pileup40", *_ENGINES, "--first", "1"),
+        short=("{events}/pileup0", "{events}/pileup40", *_OF_WEIGHTS, "--first", "1", "--rounds", "20"),
+        # Samples of a p95 where events are small, of a median where they are not.
         full=(
             *("{events}/pileup0", "{events}/pileup40", "{events}/pileup100", "{events}/pileup200"),
-            *(*_ENGINES, "--first", "3"),
+            *(*_OF_WEIGHTS, "--first", "3", "--rounds", "67", "--rounds", "7"),
         ),
         guarded=True,
     ),
     Measurement(
         name="service",
-        short=("{events}/small", "{events}/pileup40", *_SERVED, "--first", "1", "--in-flight", "4"),
-        full=("{events}/small", "{events}/pileup40", "{events}/pileup200", *_SERVED, "--first", "5"),
+        short=("{events}/small", "{events}/pileup40", *_SERVED, "--first", "1", "--in-flight", "2"),
+        full=(
+            *("{events}/small", "{events}/pileup40", "{events}/pileup200", *_SERVED),
+            *("--first", "10", "--first", "5", "--first", "1"),
+        ),
     ),
     Measurement(
         name="memory",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritrack.bench.event_sets import read_sets
+from tritrack.bench.event_sets import for_each, read_sets
 from tritrack.bench.result import make_header, write_result
 from tritrack.bench.serving.in_process import InProcess, digest
 from tritrack.bench.serving.processes import family, processor_seconds
@@ -270,7 +270,7 @@ def measure_throughput(
 def ready(
     events: Sequence[Path],
     *,
-    first: int,
+    first: Sequence[int],
     engines: Path,
     threads: int,
     working_point: WorkingPointName | None,
@@ -305,7 +305,7 @@ def measure(
     alone: InProcess,
     stages: Mapping[str, str | None],
     in_flight: Sequence[int],
-    rounds: int,
+    rounds: Sequence[int],
 ) -> tuple[list[Cost], list[Throughput]]:
     """Measure each set after the other.
 
@@ -322,7 +322,7 @@ def measure(
     in_flight
         Requests on their way at once, where throughput is measured.
     rounds
-        Rounds that count.
+        Rounds that count, of each set.
     """
     costs: list[Cost] = []
     throughputs: list[Throughput] = []
@@ -333,14 +333,16 @@ def measure(
         most = max(event.n_hits for events in sets.values() for event in events)
         contestants, missing = open_ways(stack, server, finders, max_hits=most)
         offset = 0
-        for name, events in sets.items():
-            measured = measure_set(events, offset=offset, alone=alone, contestants=contestants, rounds=rounds)
+        for (name, events), n_rounds in zip(sets.items(), for_each(rounds, len(sets)), strict=True):
+            measured = measure_set(
+                events, offset=offset, alone=alone, contestants=contestants, rounds=n_rounds
+            )
             offset += len(events)
             costs += costs_of(
                 name, events, measured=measured, contestants=contestants, missing=missing, stages=stages
             )
             throughputs += [
-                measure_throughput(name, events, finders=finders, in_flight=count, rounds=rounds)
+                measure_throughput(name, events, finders=finders, in_flight=count, rounds=n_rounds)
                 for count in in_flight
             ]
     return costs, throughputs
@@ -357,11 +359,23 @@ def main(
     threads: Annotated[
         int, typer.Option(min=1, help="Threads of each step, and of the chain in process.")
     ] = 1,
-    first: Annotated[int, typer.Option(min=1, help="Events that are taken of each set.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count; a median wants 20 samples.")] = 20,
+    first: Annotated[
+        list[int],
+        typer.Option(
+            min=1,
+            help="Events that are taken of a set, the first ones; given again for the next set, the last holds on.",
+        ),
+    ] = [2],  # noqa: B006 (typer reads it, nothing writes to it)
+    rounds: Annotated[
+        list[int],
+        typer.Option(
+            min=1,
+            help="Rounds that count; given again for the next set. A median wants 20 events times rounds.",
+        ),
+    ] = [20],  # noqa: B006
     in_flight: Annotated[
         list[int], typer.Option(min=1, help="Requests on their way at once; may be given again.")
-    ] = [1, 4],  # noqa: B006 (typer reads it, nothing writes to it)
+    ] = [1, 4],  # noqa: B006
 ) -> None:
     """Time sets of events in process and through a server, and write JSON."""
     card = read_card(engines)
@@ -395,7 +409,6 @@ def main(
                 "grpcio",
             ),
         ),
-        rounds=rounds,
         costs=tuple(costs),
         throughputs=tuple(throughputs),
         goals=goals_of(costs, throughputs),

@@ -206,7 +206,7 @@ def main(
 ) -> None:
     """Find a server's throughput, let events come at shares of it, and write the latencies as JSON."""
     of_shares = requests_of_shares(share or SHARES, requests or [1000])
-    sets = {name: [event.hits for event in some] for name, some in read_sets(events, first=None).items()}
+    sets = {name: [event.hits for event in some] for name, some in read_sets(events).items()}
     card, model = read_card(engines), ensemble_name(working_point)
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"

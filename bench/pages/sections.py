@@ -72,7 +72,7 @@ def engines(result: Engines) -> str:
         hits = [row.n_hits for row in some]
         parts.append(
             f"<h3>{escape(events)}, {len(some)} of its events: {min(hits):,} to {max(hits):,} hits</h3>"
-            f"<p class='note'>n = {result.rounds * len(some)}: {result.rounds} rounds on each event. Large: times as fast "
+            f"<p class='note'>n = {sum(len(row.seconds) for row in some)}: {len(some[0].seconds)} rounds on each event. Large: times as fast "
             "as torch, by processor time (of an engine on a GPU: by wall time), median. Small: wall time as of this "
             f"machine.</p>{table(heads, rows)}"
         )

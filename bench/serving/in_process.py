@@ -14,14 +14,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Self
 
 import msgspec
 import typer
 
-from tritrack.events.source import read_all
+from tritrack.bench.event_sets import read_sets
 from tritrack.failures import one_sentence
 from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
 from tritrack.stages.pipeline import Pipeline
@@ -65,7 +64,7 @@ class InProcess:
     events
         Sets of events; they are read there, and never cross the pipe.
     first
-        Events that are taken of each set.
+        Events that are taken of each set, see `tritrack.bench.event_sets.for_each`.
     engines, threads, working_point
         What it is loaded from.
     environment
@@ -76,14 +75,14 @@ class InProcess:
         self,
         events: Sequence[Path],
         *,
-        first: int,
+        first: Sequence[int],
         engines: Path,
         threads: int,
         working_point: WorkingPointName | None,
         environment: Mapping[str, str],
     ) -> None:
         command = [sys.executable, "-m", __name__, *map(str, events), f"--engines={engines}"]
-        command += [f"--threads={threads}", f"--first={first}"]
+        command += [f"--threads={threads}", *(f"--first={n_events}" for n_events in first)]
         if working_point is not None:
             command.append(f"--working-point={working_point}")
         self._process = subprocess.Popen(
@@ -137,11 +136,11 @@ def main(
     *,
     engines: Annotated[Path, typer.Option(help="Folder of engines.")],
     threads: Annotated[int, typer.Option(min=1, help="Threads.")],
-    first: Annotated[int, typer.Option(min=1, help="Events that are taken of each set.")],
+    first: Annotated[list[int], typer.Option(min=1, help="Events that are taken of each set.")],
     working_point: Annotated[WorkingPointName | None, typer.Option(help="Working point.")] = None,
 ) -> None:
     """Read an event's place a line, write what the chain says of it, and end with the input."""
-    hits = [event.hits for path in events for event in islice(read_all([path]), first)]
+    hits = [event.hits for some in read_sets(events, first=first).values() for event in some]
     chain = Pipeline.load(engines, threads=threads, working_point=working_point)
     for line in sys.stdin:
         sys.stdout.buffer.write(msgspec.json.encode(answer(chain, hits[int(line)])) + b"\n")

@@ -206,7 +206,6 @@ class Result:
     """What the service costs."""
 
     header: Header
-    rounds: int
     costs: tuple[Cost, ...]
     throughputs: tuple[Throughput, ...]
     goals: tuple[Goal, ...]

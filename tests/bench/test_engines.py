@@ -109,7 +109,7 @@ def test_ratios_are_medians_of_rounds(n_events, device, wanted):
         EngineRow(engine="onnx", device=device),
         EngineRow(engine="tensorrt", missing="not here"),
     )
-    result = Result(header=HEADER, rounds=10, engines=engines, times=tuple(times))
+    result = Result(header=HEADER, engines=engines, times=tuple(times))
     assert result.places() == [("dense", "gnn")]
     assert result.ratios() == pytest.approx({f"dense/gnn/{name}": value for name, value in wanted.items()})
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tritrack.bench.event_sets import read_sets
+from tritrack.bench.event_sets import for_each, read_sets
 from tritrack.events.event import EventError
 from tritrack.events.parquet import event_file, write_event
 from tritrack.failures import UsageError
@@ -16,17 +16,26 @@ def folder(small_event, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("first", "n_events"), [(None, 3), (2, 2), (5, 3)])
+@pytest.mark.parametrize(
+    ("first", "n_events"), [((), [3, 3]), ((2,), [2, 2]), ((1, 2), [1, 2]), ((5,), [3, 3])]
+)
 def test_the_first_events_of_each_set(folder, first, n_events):
     sets = read_sets([folder / "a" / "few", folder / "b" / "more"], first=first)
-    assert {name: len(events) for name, events in sets.items()} == {"few": n_events, "more": n_events}
+    assert {name: len(events) for name, events in sets.items()} == dict(
+        zip(("few", "more"), n_events, strict=True)
+    )
+
+
+def test_more_numbers_than_sets_are_refused():
+    with pytest.raises(UsageError, match=r"1 2 3: 3 numbers given for 2 sets of events"):
+        for_each([1, 2, 3], 2)
 
 
 def test_two_sets_of_one_name_are_refused(folder):
     with pytest.raises(UsageError, match=r"b/few: another set is called few, too"):
-        read_sets([folder / "a" / "few", folder / "b" / "few"], first=None)
+        read_sets([folder / "a" / "few", folder / "b" / "few"])
 
 
 def test_a_set_without_events_is_refused(folder):
     with pytest.raises((UsageError, EventError), match="none: no "):
-        read_sets([folder / "none"], first=None)
+        read_sets([folder / "none"])

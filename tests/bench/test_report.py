@@ -57,7 +57,7 @@ def engines(*, n_rounds: int, gain: float) -> Result:
         EngineRow(engine="onnx"),
         EngineRow(engine="tensorrt", missing="no <library>"),
     )
-    return Result(header=HEADER, rounds=n_rounds, engines=rows, times=tuple(times))
+    return Result(header=HEADER, engines=rows, times=tuple(times))
 
 
 def test_without_results_each_section_is_a_sentence(tmp_path):

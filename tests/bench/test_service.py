@@ -171,7 +171,7 @@ def test_what_is_watched_and_what_is_judged():
     rows = [throughput_of([2.0] * n, [1.0] * n, events="drawn", in_flight=n, n_requests=8) for n in (4, 24)]
     goals = goals_of(costs, rows)
     assert [goal.met for goal in goals] == [True, None, False]
-    result = Result(header=None, rounds=1, costs=tuple(costs), throughputs=tuple(rows), goals=goals)
+    result = Result(header=None, costs=tuple(costs), throughputs=tuple(rows), goals=goals)
     assert result.ratios() == {
         "drawn, track_finder: in process by grpc": 0.9,
         "drawn, 24 in flight: ensemble by fused": 0.5,
@@ -182,7 +182,7 @@ def test_the_chain_in_its_process_gives_its_labels(drawn, small_engines, tmp_pat
     environment = {"PATH": "", "OMP_NUM_THREADS": "1"}
     chain = Pipeline.load(small_engines, threads=1, working_point="fast")
     with InProcess(
-        [drawn], first=2, engines=small_engines, threads=1, working_point="fast", environment=environment
+        [drawn], first=[2], engines=small_engines, threads=1, working_point="fast", environment=environment
     ) as alone:
         for number, n_hits in ((1, 200), (0, 300)):
             answer = alone.find(number)
