@@ -90,7 +90,7 @@ export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server 
 		tritrack-export:$(TRITON_TAG) python3 -m tritrack export --engine tensorrt --engines /engines \
 		--weights /weights --events /events --out /plans
 
-# The engines of a machine with a GPU and TensorRT, what each stage costs there, and what packs gain.
+# The engines of a machine with a GPU and TensorRT, what each stage costs there, what packs gain, and what the service adds.
 PLANS := build/plans
 .PHONY: need-gpu
 need-gpu: $(VENV)/dev
@@ -98,7 +98,7 @@ need-gpu: $(VENV)/dev
 		|| { echo "make: there is no GPU here"; exit 1; }
 
 .PHONY: bench-gpu
-bench-gpu: need-gpu  ## Build TensorRT engines of the shipped weights; time every stage, and packs, on the GPU
+bench-gpu: need-gpu  ## Build TensorRT engines of the shipped weights; time every stage, packs, and what the service adds, on the GPU
 	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
 		--out build/engines-scatter
 	$(BIN)/tritrack export --engine tensorrt --engines build/engines-scatter --weights $(WEIGHTS) \
@@ -107,6 +107,9 @@ bench-gpu: need-gpu  ## Build TensorRT engines of the shipped weights; time ever
 	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
 	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(PLANS) --device gpu --seconds 60 \
 		--out bench/results/gpu-packing.json
+	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
+	$(BIN)/python -m tritrack.bench.service build/gpu/pileup200 --engines $(PLANS) --device gpu --threads 2 \
+		--out bench/results/gpu-service.json
 
 # All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.
 COMPARE_40 := 4

@@ -3,7 +3,8 @@
 Each argument is a set of events. The same events go through the chain in process
 (`tritrack.bench.serving.in_process`) and through a real server, to the ensemble and to the model in one process, by
 gRPC, HTTP and shared memory. All take turns within each round, and what counts is the difference, and the ratio, within
-a round. Every answer must have the labels of the chain in process.
+a round. Every answer must have the labels of the chain in process; on a GPU, where sums may be added in another order
+each time, those that have not are counted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,13 +35,14 @@ from tritrack.bench.serving.service_cost import (
     throughput_of,
 )
 from tritrack.bench.serving.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
-from tritrack.ensemble_repo.plan import plan_chain
+from tritrack.ensemble_repo.plan import DeviceKind, plan_chain
 from tritrack.ensemble_repo.render import render_repository
-from tritrack.failures import one_sentence
+from tritrack.failures import UsageError, one_sentence
 from tritrack.service.client import TrackFinder
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
 from tritrack.stages.contract import CUT_STEP, TRACK_LABEL
+from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +63,25 @@ REPORTED_WITHIN = 5.0
 
 class OtherLabelsError(RuntimeError):
     """A server that does not answer as the chain in process does; the message names the event and the way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A set of events, each in each round.
+
+    Attributes
+    ----------
+    answers
+        In process.
+    samples
+        By each of the ways.
+    n_other_labels
+        By each of the ways, samples with other labels than in process.
+    """
+
+    answers: list[Answer]
+    samples: list[list[Sample]]
+    n_other_labels: list[int]
 
 
 class Contestant:
@@ -151,8 +172,9 @@ def measure_set(
     offset: int,
     alone: InProcess,
     contestants: Sequence[Contestant],
+    labels_may_differ: bool,
     rounds: int,
-) -> tuple[list[Answer], list[list[Sample]]]:
+) -> Measured:
     """Send a set's events in every way, once to warm up and then in rounds.
 
     Parameters
@@ -163,20 +185,18 @@ def measure_set(
         The chain in process.
     contestants
         The ways.
+    labels_may_differ
+        Whether labels that differ from those in process are counted, or refused.
     rounds
         Rounds that count.
-
-    Returns
-    -------
-    answers, samples
-        Of each event in each round, in process and by each of the ways.
 
     Raises
     ------
     OtherLabelsError
-        Where labels differ.
+        Where labels differ that may not.
     """
     answers: list[Answer] = []
+    n_other_labels = [0] * len(contestants)
     samples: dict[int, list[Sample]] = defaultdict(list)
     for turn in range(rounds + 1):
         for place, event in enumerate(events):
@@ -190,15 +210,21 @@ def measure_set(
                 found[number] = digest(labels), sample
             for number, (labels_digest, sample) in found.items():
                 if labels_digest != answer.labels:
-                    one = contestants[number]
-                    raise OtherLabelsError(
-                        f"event {event.event_id} to {one.model} by {one.way.name}: other labels than in process"
-                    )
+                    if not labels_may_differ:
+                        one = contestants[number]
+                        raise OtherLabelsError(
+                            f"event {event.event_id} to {one.model} by {one.way.name}: other labels than in process"
+                        )
+                    n_other_labels[number] += turn > 0
                 if turn > 0:
                     samples[number].append(sample)
             if turn > 0:
                 answers.append(answer)
-    return answers, [samples[number] for number in range(len(contestants))]
+    return Measured(
+        answers=answers,
+        samples=[samples[number] for number in range(len(contestants))],
+        n_other_labels=n_other_labels,
+    )
 
 
 def _rotated(count: int, begin: int) -> Iterator[int]:
@@ -209,19 +235,18 @@ def costs_of(
     name: str,
     events: Sequence[Event],
     *,
-    measured: tuple[list[Answer], list[list[Sample]]],
+    measured: Measured,
     contestants: Sequence[Contestant],
     missing: Mapping[tuple[str, str], str],
     stages: Mapping[str, str | None],
 ) -> list[Cost]:
     """Return a row for each way to each model, in the order of the models; those that are missing last."""
-    answers, samples = measured
     n_hits = sum(event.n_hits for event in events)
     wire = sum(event.hits.nbytes for event in events) + n_hits * TRACK_LABEL.dtype.itemsize
     rows = [
         cost_of(
             some,
-            answers,
+            measured.answers,
             events=name,
             n_events=len(events),
             n_hits=n_hits,
@@ -229,8 +254,9 @@ def costs_of(
             way=one.way.name,
             megabytes=wire / len(events) / 1e6,
             stages=stages,
+            n_other_labels=n_other,
         )
-        for one, some in zip(contestants, samples, strict=True)
+        for one, some, n_other in zip(contestants, measured.samples, measured.n_other_labels, strict=True)
     ]
     return rows + [
         Cost(events=name, n_events=len(events), n_hits=n_hits, model=model, way=way, missing=reason)
@@ -272,6 +298,7 @@ def ready(
     *,
     first: Sequence[int],
     engines: Path,
+    device: DeviceKind,
     threads: int,
     working_point: WorkingPointName | None,
     models: Sequence[str],
@@ -281,7 +308,7 @@ def ready(
         work = Path(folder)
         repository = work / "model_repository"
         render_repository(
-            engines=engines, out=repository, server="embedded", device="cpu", threads=threads, fused=True
+            engines=engines, out=repository, server="embedded", device=device, threads=threads, fused=True
         )
         with (
             Server(repository, models=models, start_timeout=TIMEOUT) as server,
@@ -289,6 +316,7 @@ def ready(
                 events,
                 first=first,
                 engines=engines,
+                device=device,
                 threads=threads,
                 working_point=working_point,
                 environment=server.installation.environment(work),
@@ -304,6 +332,7 @@ def measure(
     models: Sequence[str],
     alone: InProcess,
     stages: Mapping[str, str | None],
+    labels_may_differ: bool,
     in_flight: Sequence[int],
     rounds: Sequence[int],
 ) -> tuple[list[Cost], list[Throughput]]:
@@ -319,6 +348,8 @@ def measure(
         The chain in process.
     stages
         See `tritrack.bench.serving.service_cost.steps_of`.
+    labels_may_differ
+        See `measure_set`.
     in_flight
         Requests on their way at once, where throughput is measured.
     rounds
@@ -335,7 +366,12 @@ def measure(
         offset = 0
         for (name, events), n_rounds in zip(sets.items(), for_each(rounds, len(sets)), strict=True):
             measured = measure_set(
-                events, offset=offset, alone=alone, contestants=contestants, rounds=n_rounds
+                events,
+                offset=offset,
+                alone=alone,
+                contestants=contestants,
+                labels_may_differ=labels_may_differ,
+                rounds=n_rounds,
             )
             offset += len(events)
             costs += costs_of(
@@ -376,13 +412,25 @@ def main(
     in_flight: Annotated[
         list[int], typer.Option(min=1, help="Requests on their way at once; may be given again.")
     ] = [1, 4],  # noqa: B006
+    device: Annotated[
+        DeviceKind, typer.Option(help="What the repository is rendered for, and where the chain computes.")
+    ] = "cpu",
 ) -> None:
     """Time sets of events in process and through a server, and write JSON."""
+    gpu = find_gpu() if device == "gpu" else None
+    if device == "gpu" and gpu is None:
+        raise UsageError("bench.service: there is no GPU here, which --device gpu wants")
     card = read_card(engines)
     sets = read_sets(events, first=first)
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
     with ready(
-        events, first=first, engines=engines, threads=threads, working_point=working_point, models=models
+        events,
+        first=first,
+        engines=engines,
+        device=device,
+        threads=threads,
+        working_point=working_point,
+        models=models,
     ) as (server, alone):
         costs, throughputs = measure(
             sets,
@@ -390,6 +438,7 @@ def main(
             models=models,
             alone=alone,
             stages=stages_of_steps(card, working_point),
+            labels_may_differ=gpu is not None,
             in_flight=in_flight,
             rounds=rounds,
         )
@@ -409,9 +458,10 @@ def main(
                 "grpcio",
             ),
         ),
+        gpu=None if gpu is None else gpu.name,
         costs=tuple(costs),
         throughputs=tuple(throughputs),
-        goals=goals_of(costs, throughputs),
+        goals=goals_of(costs, throughputs, on_gpu=gpu is not None),
     )
     write_result(result, out)
     _show(result)
@@ -426,6 +476,7 @@ def _show(result: Result) -> None:
         print(
             f"{start}: adds {_told(cost.added_ms)} ms, of processor time {_told(cost.cpu_added_ms)} ms; outside of the "
             f"steps {_told(cost.outside_ms)} ms; in process by this {_told(cost.ratio)}"
+            f"{f'; {cost.n_other_labels} with other labels' if cost.n_other_labels else ''}"
         )
     for row in result.throughputs:
         print(f"{row.events}, {row.in_flight} in flight: ensemble by fused {_told(row.ratio)}")

@@ -1,13 +1,16 @@
-"""The radius graph on tensors, wherever they lie: what `tritrack.stages.graph` gives, pair for pair, on a GPU.
+"""The graphs on tensors, wherever they lie: what `tritrack.stages.graph` gives, on a GPU.
 
 Hits are sorted along the first principal axis of the learned space, and tiles of them are compared with those
-that follow within the radius along it. A matrix product tells roughly which pairs of a tile can be near; only of
-these are distance and windows computed, in the arithmetic of the compiled search. Two passes, one to count and one
-to fill, so that nothing is ever stored but the pairs, and an event over the limit is refused before.
+within the radius along it. A matrix product tells roughly which pairs of a tile can be near; only of
+these are distance and windows computed, in the arithmetic of the compiled search. The radius graph, pair for pair that of
+the compiled search, takes two passes, one to count and one to fill, so that nothing is ever stored but the pairs, and an
+event over the limit is refused before. The graph of nearest neighbours is exact for events of any size; a row of tiles keeps
+its hits' k nearest so far.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +22,6 @@ from tritrack.stages.contract import check_pairs
 from tritrack.stages.windows import bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tritrack.stages.card import Windows
     from tritrack.stages.windows import Bounds
 
@@ -57,24 +58,58 @@ def radius_graph(
     """
     if hits.shape[0] < 2:
         return torch.empty((2, 0), dtype=torch.int32, device=hits.device)
-    order, ends = _sort_along_axis(embedding, radius=radius)
-    points, place = embedding[order], _geometry(hits[order])
-    squared = float(np.float32(radius) * np.float32(radius))
-    tiles = [
-        (rows, min(rows + TILE_ROWS, order.numel()), columns, min(columns + TILE_COLUMNS, end))
-        for rows, end in zip(range(0, order.numel(), TILE_ROWS), ends, strict=True)
-        for columns in range(rows, end, TILE_COLUMNS)
-    ]
-    counts = [
-        pairs.shape[1] for pairs in _near_pairs(points, place, tiles, squared=squared, limits=bounds(windows))
-    ]
+    order, rows_of_tiles = _sort_into_tiles(embedding, radius=radius, later=True)
+    points, place = _Points(embedding[order]), _geometry(hits[order])
+    squared, limits = _square(radius), bounds(windows)
+    tiles = [tile for row in rows_of_tiles for tile in row]
+    counts = [_later_pairs(points, place, tile, squared=squared, limits=limits).shape[1] for tile in tiles]
     check_pairs(sum(counts), max_pairs=max_pairs)
     found = torch.empty((2, sum(counts)), dtype=torch.int64, device=hits.device)
     at = 0
-    for pairs in _near_pairs(points, place, tiles, squared=squared, limits=bounds(windows)):
-        found[:, at : at + pairs.shape[1]] = order[pairs]
-        at += pairs.shape[1]
+    for tile, count in zip(tiles, counts, strict=True):
+        pairs = _later_pairs(points, place, tile, squared=squared, limits=limits)
+        found[:, at : at + count] = order[pairs]
+        at += count
     pairs = orient_pairs(hits, found)
+    return pairs[:, in_chains(hits, pairs, windows=windows)]
+
+
+def knn_graph(
+    hits: Tensor, embedding: Tensor, *, k: int, radius: float, windows: Windows, max_pairs: int
+) -> Tensor:
+    """Return the pairs of each hit with its k nearest neighbours within a radius that pass the windows.
+
+    Parameters
+    ----------
+    hits, embedding, radius, windows, max_pairs
+        As in :func:`radius_graph`.
+    k
+        Neighbours of a hit. A pair is kept where either hit is among the other's nearest. Of neighbours at the same
+        distance the lower index counts as nearer.
+
+    Returns
+    -------
+    Tensor
+        EDGE_INDEX, int32 [2, n_edges], on the hits' device.
+
+    Raises
+    ------
+    ContractError
+        Where there are more than ``max_pairs`` pairs.
+    """
+    n_hits = hits.shape[0]
+    if n_hits < 2:
+        return torch.empty((2, 0), dtype=torch.int32, device=hits.device)
+    order, rows_of_tiles = _sort_into_tiles(embedding, radius=radius, later=False)
+    points = _Points(embedding[order])
+    nearest = [_nearest_pairs(points, order, row, squared=_square(radius), k=k) for row in rows_of_tiles]
+    a, b = torch.cat(nearest, dim=1)
+    once = torch.unique(torch.minimum(a, b) * n_hits + torch.maximum(a, b))
+    a, b = once // n_hits, once % n_hits
+    keep = _is_possible(_geometry(hits[order]), a, b, bounds(windows))
+    pairs = order[torch.stack([a[keep], b[keep]])]
+    check_pairs(pairs.shape[1], max_pairs=max_pairs)
+    pairs = orient_pairs(hits, pairs)
     return pairs[:, in_chains(hits, pairs, windows=windows)]
 
 
@@ -94,37 +129,98 @@ def orient_pairs(hits: Tensor, pairs: Tensor) -> Tensor:
     return torch.stack([keys // max(n_hits, 1), keys % max(n_hits, 1)]).int()
 
 
-def _sort_along_axis(embedding: Tensor, *, radius: float) -> tuple[Tensor, list[int]]:
-    """Return the order along the first principal axis, and for each tile of rows the end of what it is compared with."""
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    """Hits that are compared with others, as ranges of positions in the sorted event."""
+
+    first_row: int
+    last_row: int
+    first_column: int
+    last_column: int
+
+
+class _Points:
+    """The sorted hits in the learned space, float32 [n_hits, d], and what a rough distance takes."""
+
+    def __init__(self, exact: Tensor) -> None:
+        self.exact = exact
+        self.centred = exact - exact.mean(dim=0)
+        self.norm = self.centred.square().sum(dim=1)
+
+
+def _square(radius: float) -> float:
+    return float(np.float32(radius) * np.float32(radius))
+
+
+def _sort_into_tiles(embedding: Tensor, *, radius: float, later: bool) -> tuple[Tensor, list[list[_Tile]]]:
+    """Return the order along the first principal axis, and for each range of rows the tiles that can be near.
+
+    With ``later``, columns begin with the rows themselves: each pair is in one tile, or in the triangle of one.
+    """
     centred = embedding.double()
     centred = centred - centred.mean(dim=0)
     _, axes = torch.linalg.eigh(centred.T @ centred)
     along, order = (centred @ axes[:, -1]).sort(stable=True)
+    n_hits = along.numel()
     # A hair over the radius: rounding in the projection must not push a neighbour out of reach.
-    reach = along + (radius * 1.0001 + 1e-12 * (along[-1] - along[0]))
-    last = torch.arange(TILE_ROWS - 1, along.numel() + TILE_ROWS - 1, TILE_ROWS, device=along.device)
-    ends = torch.searchsorted(along, reach[last.clamp(max=along.numel() - 1)], right=True)
-    return order, ends.tolist()
+    reach = radius * 1.0001 + 1e-12 * (along[-1] - along[0])
+    rows = torch.arange(0, n_hits, TILE_ROWS, device=along.device)
+    last = (rows + TILE_ROWS - 1).clamp(max=n_hits - 1)
+    begins = rows if later else torch.searchsorted(along, along[rows] - reach)
+    ends = torch.searchsorted(along, along[last] + reach, right=True)
+    return order, [
+        [
+            _Tile(
+                first_row=first_row,
+                last_row=min(first_row + TILE_ROWS, n_hits),
+                first_column=column,
+                last_column=min(column + TILE_COLUMNS, end),
+            )
+            for column in range(begin, end, TILE_COLUMNS)
+        ]
+        for first_row, begin, end in zip(rows.tolist(), begins.tolist(), ends.tolist(), strict=True)
+    ]
 
 
-def _near_pairs(
-    points: Tensor, place: Tensor, tiles: list[tuple[int, int, int, int]], *, squared: float, limits: Bounds
-) -> Iterator[Tensor]:
-    """Yield each tile's pairs, int64 [2, n_pairs], as positions in the sorted event."""
-    centred = points - points.mean(dim=0)
-    norm = centred.square().sum(dim=1)
-    for first_row, last_row, first_column, last_column in tiles:
-        rows, columns = norm[first_row:last_row, None], norm[None, first_column:last_column]
-        product = centred[first_row:last_row] @ centred[first_column:last_column].T
-        rough = rows + columns - 2.0 * product
-        near = torch.nonzero(rough <= squared + _ROUGH * (rows + columns))
-        a, b = near[:, 0] + first_row, near[:, 1] + first_column
-        later = b > a
-        a, b = a[later], b[later]
-        keep = _distance(points, a, b) <= squared
-        a, b = a[keep], b[keep]
-        keep = _is_possible(place, a, b, limits)
-        yield torch.stack([a[keep], b[keep]])
+def _roughly_near(points: _Points, tile: _Tile, *, squared: float) -> tuple[Tensor, Tensor]:
+    """Return the pairs of a tile, as sorted positions, that a product of matrices cannot tell to be apart."""
+    a, b = slice(tile.first_row, tile.last_row), slice(tile.first_column, tile.last_column)
+    rows, columns = points.norm[a, None], points.norm[None, b]
+    rough = rows + columns - 2.0 * (points.centred[a] @ points.centred[b].T)
+    near = torch.nonzero(rough <= squared + _ROUGH * (rows + columns))
+    return near[:, 0] + tile.first_row, near[:, 1] + tile.first_column
+
+
+def _later_pairs(points: _Points, place: Tensor, tile: _Tile, *, squared: float, limits: Bounds) -> Tensor:
+    """Return a tile's pairs of a hit and a later one, int64 [2, n_pairs], as positions in the sorted event."""
+    a, b = _roughly_near(points, tile, squared=squared)
+    later = b > a
+    a, b = a[later], b[later]
+    keep = _distance(points.exact, a, b) <= squared
+    a, b = a[keep], b[keep]
+    keep = _is_possible(place, a, b, limits)
+    return torch.stack([a[keep], b[keep]])
+
+
+def _nearest_pairs(points: _Points, order: Tensor, tiles: list[_Tile], *, squared: float, k: int) -> Tensor:
+    """Return the pairs of each hit of a row of tiles with its nearest, int64 [2, n_pairs], as sorted positions."""
+    nearest = torch.empty((2, 0), dtype=torch.int64, device=points.exact.device)
+    # Of float32 that are not negative the bits, as integers, have the same order.
+    keys = nearest[0]
+    for tile in tiles:
+        a, b = _roughly_near(points, tile, squared=squared)
+        distance = _distance(points.exact, a, b)
+        keep = (distance <= squared) & (a != b)
+        a, b, distance = a[keep], b[keep], distance[keep]
+        nearest = torch.cat([nearest, torch.stack([a, b])], dim=1)
+        keys = torch.cat([keys, (a << 32) + distance.view(torch.int32)])
+        by_index = torch.argsort(order[nearest[1]])
+        keys, by_key = keys[by_index].sort(stable=True)
+        nearest = nearest[:, by_index[by_key]]
+        hit = nearest[0].contiguous()
+        rank = torch.arange(hit.numel(), device=hit.device) - torch.searchsorted(hit, hit)
+        nearest, keys = nearest[:, rank < k], keys[rank < k]
+    return nearest
 
 
 def _distance(points: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -164,12 +164,10 @@ def make_stage(
 
 
 def _has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bool:
-    if spec is GRAPH_STAGE:
-        return cuts.graph == "radius"
     if spec is LABELLING_STAGE:
         return cuts.labelling == "components"
     # Any function stands for an engine; what takes tensors of a device says so.
-    return spec is CUT_STEP or getattr(engine, "on_device", False)
+    return spec in (GRAPH_STAGE, CUT_STEP) or getattr(engine, "on_device", False)
 
 
 def stage_function(
@@ -192,7 +190,7 @@ def stage_function(
     """
     limits = card.limits
     if spec is GRAPH_STAGE:
-        search = _search_on_device() if on_device else _search_on_host(cuts)
+        search = _search_on_device(cuts) if on_device else _search_on_host(cuts)
         return partial(search, radius=cuts.radius, windows=cuts.windows, max_pairs=limits.max_pairs)
     if spec is LABELLING_STAGE:
         label = _components_on_device() if on_device else _labelling_on_host(cuts)
@@ -219,10 +217,10 @@ def _search_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int32]]:
     return partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph
 
 
-def _search_on_device() -> Callable[..., Tensor]:
-    from tritrack.stages.graph_gpu import radius_graph
+def _search_on_device(cuts: Cuts) -> Callable[..., Tensor]:
+    from tritrack.stages.graph_gpu import knn_graph, radius_graph
 
-    return radius_graph
+    return partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph
 
 
 def _labelling_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int64]]:

@@ -21,9 +21,11 @@ import msgspec
 import typer
 
 from tritrack.bench.event_sets import read_sets
+from tritrack.ensemble_repo.plan import DeviceKind  # noqa: TC001 (typer reads the annotations)
 from tritrack.failures import one_sentence
-from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
+from tritrack.stages.card import WorkingPointName  # noqa: TC001
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.placement import find_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,6 +69,8 @@ class InProcess:
         Events that are taken of each set, see `tritrack.bench.event_sets.for_each`.
     engines, threads, working_point
         What it is loaded from.
+    device
+        Where it computes: on the first GPU, or on the host.
     environment
         Its environment: a server's.
     """
@@ -77,11 +81,19 @@ class InProcess:
         *,
         first: Sequence[int],
         engines: Path,
+        device: DeviceKind,
         threads: int,
         working_point: WorkingPointName | None,
         environment: Mapping[str, str],
     ) -> None:
-        command = [sys.executable, "-m", __name__, *map(str, events), f"--engines={engines}"]
+        command = [
+            sys.executable,
+            "-m",
+            __name__,
+            *map(str, events),
+            f"--engines={engines}",
+            f"--device={device}",
+        ]
         command += [f"--threads={threads}", *(f"--first={n_events}" for n_events in first)]
         if working_point is not None:
             command.append(f"--working-point={working_point}")
@@ -135,13 +147,15 @@ def main(
     events: Annotated[list[Path], typer.Argument(help="Sets of events, a folder each.")],
     *,
     engines: Annotated[Path, typer.Option(help="Folder of engines.")],
+    device: Annotated[DeviceKind, typer.Option(help="Where it computes.")],
     threads: Annotated[int, typer.Option(min=1, help="Threads.")],
     first: Annotated[list[int], typer.Option(min=1, help="Events that are taken of each set.")],
     working_point: Annotated[WorkingPointName | None, typer.Option(help="Working point.")] = None,
 ) -> None:
     """Read an event's place a line, write what the chain says of it, and end with the input."""
     hits = [event.hits for some in read_sets(events, first=first).values() for event in some]
-    chain = Pipeline.load(engines, threads=threads, working_point=working_point)
+    where = find_device(device.upper(), 0)
+    chain = Pipeline.load(engines, threads=threads, working_point=working_point, device=where)
     for line in sys.stdin:
         sys.stdout.buffer.write(msgspec.json.encode(answer(chain, hits[int(line)])) + b"\n")
         sys.stdout.buffer.flush()

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MOST_ADDED_MS = 20.0
 """What the service may add to an event of pile-up 40 on a CPU, by gRPC."""
 
+MOST_ADDED_ON_GPU = {"grpc": 0.05, "system shared memory": 0.02, "CUDA shared memory": 0.02}
+"""Share of an event's time in process that each way may add on a GPU, at pile-up 200."""
+
 LEAST_KEPT = 0.95
 """Of the fused model's throughput, what the ensemble must keep."""
 
@@ -103,6 +106,8 @@ class Cost:
         The ensemble or the fused model; gRPC, HTTP, or memory that is shared.
     missing
         Why this way is not there on this machine; all that follows is empty then.
+    n_other_labels
+        Samples with other labels than in process: on a GPU alone, where sums may be added in another order each time.
     megabytes
         Hits and labels of an event, together, in 10^6 bytes; mean.
     seconds, in_process_seconds
@@ -135,6 +140,7 @@ class Cost:
     model: str
     way: str
     missing: str | None = None
+    n_other_labels: int = 0
     megabytes: float = 0.0
     seconds: tuple[float, ...] = ()
     in_process_seconds: tuple[float, ...] = ()
@@ -203,9 +209,20 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What the service costs."""
+    """What the service costs.
+
+    Attributes
+    ----------
+    header
+        What it was made with.
+    gpu
+        Name of the GPU that server and chain ran on; None where they ran on the processor.
+    costs, throughputs, goals
+        Of each set, model and way.
+    """
 
     header: Header
+    gpu: str | None = None
     costs: tuple[Cost, ...]
     throughputs: tuple[Throughput, ...]
     goals: tuple[Goal, ...]
@@ -243,19 +260,9 @@ def goal_of(name: str, *, events: str, figure: Figure, limit: float, below: bool
     return Goal(name=name, events=events, figure=figure, limit=limit, below=below, met=met)
 
 
-def goals_of(costs: Sequence[Cost], throughputs: Sequence[Throughput]) -> tuple[Goal, ...]:
-    """Judge what was measured: what gRPC adds, and what of the throughput the ensemble keeps."""
-    added = [
-        goal_of(
-            f"{cost.model} by gRPC adds less than {MOST_ADDED_MS:g} ms to an event",
-            events=cost.events,
-            figure=cost.added_ms,
-            limit=MOST_ADDED_MS,
-            below=True,
-        )
-        for cost in costs
-        if cost.way == "grpc" and cost.added_ms is not None
-    ]
+def goals_of(costs: Sequence[Cost], throughputs: Sequence[Throughput], *, on_gpu: bool) -> tuple[Goal, ...]:
+    """Judge what was measured: what the service adds, and what of the throughput the ensemble keeps."""
+    added = _added_on_gpu(costs) if on_gpu else _added_on_cpu(costs)
     kept = [
         goal_of(
             f"the ensemble keeps {LEAST_KEPT:g} of the fused model's throughput with {row.in_flight} in flight",
@@ -267,6 +274,34 @@ def goals_of(costs: Sequence[Cost], throughputs: Sequence[Throughput]) -> tuple[
         for row in throughputs
     ]
     return (*added, *kept)
+
+
+def _added_on_cpu(costs: Sequence[Cost]) -> list[Goal]:
+    return [
+        goal_of(
+            f"{cost.model} by gRPC adds less than {MOST_ADDED_MS:g} ms to an event",
+            events=cost.events,
+            figure=cost.added_ms,
+            limit=MOST_ADDED_MS,
+            below=True,
+        )
+        for cost in costs
+        if cost.way == "grpc" and cost.added_ms is not None
+    ]
+
+
+def _added_on_gpu(costs: Sequence[Cost]) -> list[Goal]:
+    return [
+        goal_of(
+            f"{cost.model} by {cost.way} adds less than {MOST_ADDED_ON_GPU[cost.way]:.0%} to an event",
+            events=cost.events,
+            figure=figure_of(np.array(cost.seconds) / cost.in_process_seconds - 1),
+            limit=MOST_ADDED_ON_GPU[cost.way],
+            below=True,
+        )
+        for cost in costs
+        if cost.way in MOST_ADDED_ON_GPU and cost.missing is None
+    ]
 
 
 def steps_of(
@@ -310,6 +345,7 @@ def cost_of(
     way: str,
     megabytes: float,
     stages: Mapping[str, str | None],
+    n_other_labels: int,
 ) -> Cost:
     """Set samples beside the answers of the chain in process to the same events in the same rounds.
 
@@ -332,6 +368,7 @@ def cost_of(
         n_hits=n_hits,
         model=model,
         way=way,
+        n_other_labels=n_other_labels,
         megabytes=megabytes,
         seconds=tuple(seconds.tolist()),
         in_process_seconds=tuple(alone.tolist()),

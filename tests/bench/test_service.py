@@ -34,6 +34,7 @@ from tritrack.service.errors import EventRefusedError
 from tritrack.service.protocol import StepStatistics
 from tritrack.service.server import Server
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,6 +101,7 @@ def test_where_the_time_goes():
         way=GRPC,
         megabytes=0.5,
         stages=stages,
+        n_other_labels=0,
     )
     assert [(row.step, row.compute_ms, row.in_process_ms) for row in cost.steps] == [
         ("graph_fast", pytest.approx(45), pytest.approx(45)),
@@ -123,6 +125,7 @@ def test_where_the_time_goes():
         way=GRPC,
         megabytes=0.5,
         stages=stages,
+        n_other_labels=0,
     )
     medians = [figure.p50 for figure in (many.added_ms, many.cpu_added_ms, many.outside_ms, many.ratio)]
     assert medians == pytest.approx([30, 40, 33, (0.8 + 2 / 3) / 2])
@@ -169,7 +172,7 @@ def test_what_is_watched_and_what_is_judged():
     costs = [Cost(model="track_finder", way=way, **common) for way in (GRPC, HTTP)]
     costs.append(Cost(events="drawn", n_events=1, n_hits=9, model="track_finder", way=CUDA, missing="no GPU"))
     rows = [throughput_of([2.0] * n, [1.0] * n, events="drawn", in_flight=n, n_requests=8) for n in (4, 24)]
-    goals = goals_of(costs, rows)
+    goals = goals_of(costs, rows, on_gpu=False)
     assert [goal.met for goal in goals] == [True, None, False]
     result = Result(header=None, costs=tuple(costs), throughputs=tuple(rows), goals=goals)
     assert result.ratios() == {
@@ -178,11 +181,35 @@ def test_what_is_watched_and_what_is_judged():
     }
 
 
+@pytest.mark.parametrize(
+    ("way", "seconds", "met"),
+    [(GRPC, 1.04, True), (GRPC, 1.06, False), (CUDA, 1.01, True), (SYSTEM, 1.03, False), (HTTP, 1.5, None)],
+)
+def test_on_a_gpu_a_share_of_the_event_is_judged(way, seconds, met):
+    cost = Cost(
+        events="drawn",
+        n_events=1,
+        n_hits=9,
+        model="track_finder",
+        way=way,
+        seconds=(seconds,) * 20,
+        in_process_seconds=(1.0,) * 20,
+    )
+    missing = Cost(events="drawn", n_events=1, n_hits=9, model="other", way=way, missing="not here")
+    assert [goal.met for goal in goals_of([cost, missing], [], on_gpu=True)] == [met] * (way != HTTP)
+
+
 def test_the_chain_in_its_process_gives_its_labels(drawn, small_engines, tmp_path):
     environment = {"PATH": "", "OMP_NUM_THREADS": "1"}
     chain = Pipeline.load(small_engines, threads=1, working_point="fast")
     with InProcess(
-        [drawn], first=[2], engines=small_engines, threads=1, working_point="fast", environment=environment
+        [drawn],
+        first=[2],
+        engines=small_engines,
+        device="cpu",
+        threads=1,
+        working_point="fast",
+        environment=environment,
     ) as alone:
         for number, n_hits in ((1, 200), (0, 300)):
             answer = alone.find(number)
@@ -239,27 +266,33 @@ def test_hits_lie_in_a_gpus_memory(served):
         by.close()
 
 
-def test_every_way_takes_its_turn(drawn, small_engines, tmp_path):
+def command_of(*options: str | Path) -> list[str | Path]:
+    return [sys.executable, "-m", "tritrack.bench.service", *options]
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
+def test_without_a_gpu_it_says_so(drawn, small_engines, tmp_path):
+    command = command_of(drawn, "--engines", small_engines, "--out", tmp_path / "no.json", "--device", "gpu")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == "tritrack: bench.service: there is no GPU here, which --device gpu wants\n"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_every_way_takes_its_turn(drawn, small_engines, tmp_path, device):
     out = tmp_path / "service.json"
-    command = [
-        sys.executable,
-        "-m",
-        "tritrack.bench.service",
-        drawn,
-        "--engines",
-        small_engines,
-        "--out",
-        out,
-    ]
-    options = ["--rounds", "3", "--in-flight", "2", "--working-point", "fast"]
+    command = command_of(drawn, "--engines", small_engines, "--out", out)
+    options = ["--rounds", "3", "--in-flight", "2", "--working-point", "fast", "--device", device]
     done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
     result = read_result(out, Result)
+    assert (result.gpu is None) == (device == "cpu")
     assert (result.header.measurement, result.header.working_point) == ("service", "fast")
     measured = [cost for cost in result.costs if cost.missing is None]
     models = [f"{model}_fast" for model in MODELS]
     ways = {(cost.model, cost.way) for cost in measured}
     assert ways >= {(model, way) for model in models for way in (GRPC, HTTP, SYSTEM)}
     assert {(cost.model, cost.way) for cost in result.costs} == ways | {(model, CUDA) for model in models}
+    assert not any(cost.n_other_labels for cost in measured)
     for cost in measured:
         assert (cost.n_events, cost.n_hits, len(cost.seconds)) == (2, 500, 6)
         assert cost.megabytes == pytest.approx(250 * (12 + 8) / 1e6)

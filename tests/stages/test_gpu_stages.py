@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tritrack.stages import chains_gpu, components_gpu, graph, graph_gpu, labell
 from tritrack.stages.card import Windows
 from tritrack.stages.contract import ContractError
 from tritrack.stages.reference import component_labels, radius_pairs
+from tritrack.stages.windows import possible_pairs
 
 OPEN = Windows(max_z0=1e12, max_curvature=1e12, overlap=1e12)
 TIGHT = Windows(max_z0=200, max_curvature=0.002, overlap=15)
@@ -32,8 +34,9 @@ def on(device, *arrays):
     return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
 
 
-def search(device, hits, embedding, **how):
-    pairs = graph_gpu.radius_graph(*on(device, hits, embedding), **how)
+def search(device, hits, embedding, *, k=None, **how):
+    build = graph_gpu.radius_graph if k is None else partial(graph_gpu.knn_graph, k=k)
+    pairs = build(*on(device, hits, embedding), **how)
     assert pairs.device.type == device
     return pairs.cpu().numpy()
 
@@ -43,6 +46,21 @@ def cloud(*, n_hits, dim, seed, scale=1.0, offset=0.0):
     spread = 10.0 ** rng.uniform(-2, 0, dim)
     embedding = (rng.normal(0.0, spread, (n_hits, dim)) * scale + offset).astype(np.float32)
     return drawn_hits(n_hits=n_hits, seed=seed), embedding
+
+
+def nearest_pairs(hits, embedding, *, k, radius, windows, **_):
+    """Every distance, and the first k of each hit."""
+    squared = np.zeros((len(hits), len(hits)), np.float32)
+    for axis in embedding.T:
+        squared += np.square(axis[:, None] - axis)
+    np.fill_diagonal(squared, np.inf)
+    by_distance = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    hit = np.repeat(np.arange(len(hits)), by_distance.shape[1])
+    neighbour = by_distance.ravel()
+    near = squared[hit, neighbour] <= np.float32(radius) ** 2
+    both = np.sort(np.stack([hit, neighbour])[:, near], axis=0)
+    pairs = np.unique(both, axis=1).astype(np.int32)
+    return graph.orient_pairs(hits, pairs[:, possible_pairs(hits, pairs, windows=windows)])
 
 
 CLOUDS = {
@@ -67,6 +85,29 @@ def test_the_graph_is_the_compiled_searchs(device, name, windows):
         assert share == 0.02 or wanted.shape[1] > 0
 
 
+@pytest.mark.parametrize("windows", [OPEN, TIGHT], ids=["open", "tight"])
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_nearest_are_those_of_all_distances(device, name, windows):
+    options = CLOUDS[name]
+    hits, embedding = cloud(**options)
+    within = 0.3 * options.get("scale", 1.0)
+    for k, radius in ((1, within), (5, within), (5, 1e9), (3000, within)):
+        how = {"k": k, "radius": radius, "windows": windows, "max_pairs": 1 << 30}
+        wanted = nearest_pairs(hits, embedding, **how)
+        found = search(device, hits, embedding, **how)
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, wanted)
+        assert wanted.shape[1] > 0
+
+
+def test_the_nearest_are_those_of_the_host(device):
+    hits, embedding = cloud(n_hits=500, dim=4, seed=9)
+    how = {"k": 4, "radius": 0.2, "windows": replace(TIGHT, min_chain=2), "max_pairs": 1 << 30}
+    np.testing.assert_array_equal(
+        search(device, hits, embedding, **how), graph.knn_graph(hits, embedding, **how)
+    )
+
+
 @pytest.mark.parametrize("min_chain", [2, 3, 4])
 @pytest.mark.parametrize("at_once", [1, 1000, 1 << 24])
 def test_chains_are_the_compiled_ones(device, monkeypatch, min_chain, at_once):
@@ -81,10 +122,11 @@ def test_chains_are_the_compiled_ones(device, monkeypatch, min_chain, at_once):
     assert 0 < wanted.shape[1] < every.shape[1]
 
 
+@pytest.mark.parametrize("k", [None, 3])
 @pytest.mark.parametrize("sizes", [(7, 11), (64, 3), (1, 1)])
-def test_tiles_do_not_show(device, monkeypatch, sizes):
+def test_tiles_do_not_show(device, monkeypatch, sizes, k):
     hits, embedding = cloud(n_hits=150, dim=3, seed=5)
-    how = {"radius": 0.3, "windows": OPEN, "max_pairs": 1 << 30}
+    how = {"k": k, "radius": 0.3, "windows": OPEN, "max_pairs": 1 << 30}
     wanted = search(device, hits, embedding, **how)
     monkeypatch.setattr(graph_gpu, "TILE_ROWS", sizes[0])
     monkeypatch.setattr(graph_gpu, "TILE_COLUMNS", sizes[1])
@@ -103,7 +145,12 @@ def test_wild_graphs(n_hits, dim, seed, at_one_place, far):
     for windows in (OPEN, TIGHT):
         how = {"radius": 0.1, "windows": windows, "max_pairs": 1 << 30}
         found = search("cpu", hits, embedding, **how)
-        np.testing.assert_array_equal(found, graph.radius_graph(hits, embedding, **how))
+        wanted = graph.radius_graph(hits, embedding, **how)
+        np.testing.assert_array_equal(found, wanted)
+        # Of so many neighbours nothing is left out; of few at one place it is any, but no pair twice or of its own.
+        np.testing.assert_array_equal(search("cpu", hits, embedding, k=max(n_hits, 1), **how), wanted)
+        few = {tuple(pair) for pair in search("cpu", hits, embedding, k=2, **how).T.tolist()}
+        assert few <= {tuple(pair) for pair in wanted.T.tolist()}
 
 
 def test_the_graph_is_the_references(device):
@@ -115,18 +162,20 @@ def test_the_graph_is_the_references(device):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("k", [None, 3])
 @pytest.mark.parametrize("n_hits", [0, 1])
-def test_too_few_hits(device, n_hits):
+def test_too_few_hits(device, n_hits, k):
     hits, embedding = np.ones((n_hits, 3), np.float32), np.ones((n_hits, 4), np.float32)
-    assert search(device, hits, embedding, radius=1.0, windows=OPEN, max_pairs=0).shape == (2, 0)
+    assert search(device, hits, embedding, k=k, radius=1.0, windows=OPEN, max_pairs=0).shape == (2, 0)
 
 
-def test_over_the_limit(device):
+@pytest.mark.parametrize("k", [None, 29])
+def test_over_the_limit(device, k):
     hits, embedding = np.ones((30, 3), np.float32), np.ones((30, 4), np.float32)
     with pytest.raises(
         ContractError, match="graph has 435 pairs of hits, the model's limit max_pairs is 434"
     ):
-        search(device, hits, embedding, radius=1.0, windows=OPEN, max_pairs=434)
+        search(device, hits, embedding, k=k, radius=1.0, windows=OPEN, max_pairs=434)
 
 
 def label(device, hits, edges, score, *, cut):
