@@ -92,24 +92,33 @@ export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server 
 
 # The engines of a machine with a GPU and TensorRT, what each stage costs there, what packs gain, and what the service adds.
 PLANS := build/plans
+SCATTERED := build/engines-scatter
 .PHONY: need-gpu
 need-gpu: $(VENV)/dev
 	@$(BIN)/python -c "from tritrack.stages.plan_file import find_gpu as f; raise SystemExit(0 if f() else 1)" \
 		|| { echo "make: there is no GPU here"; exit 1; }
 
 .PHONY: bench-gpu
-bench-gpu: need-gpu  ## Build TensorRT engines of the shipped weights; time every stage, packs, and what the service adds, on the GPU
-	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
-		--out build/engines-scatter
-	$(BIN)/tritrack export --engine tensorrt --engines build/engines-scatter --weights $(WEIGHTS) \
-		--events events/samples --out $(PLANS)
-	$(BIN)/python -m tritrack.bench.gpu --engines $(PLANS) --out bench/results events/samples
+bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on the GPU: ONNX engines, and TensorRT's if it is here
 	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
-	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(PLANS) --device gpu --seconds 60 \
-		--out bench/results/gpu-packing.json
 	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
-	$(BIN)/python -m tritrack.bench.service build/gpu/pileup200 --engines $(PLANS) --device gpu --threads 2 \
-		--out bench/results/gpu-service.json
+	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
+		--out $(SCATTERED)
+	$(BIN)/python -c "from tritrack.stages.engine import cuda_is_there as f; raise SystemExit(not f())" \
+		|| { echo "make: ONNX Runtime has no CUDA here (onnxruntime-gpu), its engines are left out"; exit 0; }; \
+		$(call bench-gpu,$(SCATTERED),onnx)
+	$(BIN)/python -c "import tensorrt" 2>/dev/null \
+		|| { echo "make: TensorRT is not here, its engines are left out"; exit 0; }; \
+		$(BIN)/tritrack export --engine tensorrt --engines $(SCATTERED) --weights $(WEIGHTS) \
+			--events events/samples --out $(PLANS) && $(call bench-gpu,$(PLANS),tensorrt)
+
+define bench-gpu
+	$(BIN)/python -m tritrack.bench.gpu --engines $(1) --out bench/results events/samples build/gpu/pileup200 && \
+	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(1) --device gpu --seconds 30 \
+		--out bench/results/gpu-packing-$(2).json && \
+	$(BIN)/python -m tritrack.bench.service build/gpu/pileup200 --engines $(1) --device gpu --threads 2 --in-flight 4 \
+		--out bench/results/gpu-service-$(2).json
+endef
 
 # All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.
 COMPARE_40 := 4

@@ -20,9 +20,9 @@ from tritrack.export.joined import joined_network
 from tritrack.export.precision import typed_network
 from tritrack.export.tensorrt import NoTensorRTError, find_tensorrt
 from tritrack.failures import UsageError
-from tritrack.stages.card import CardError, engine_file, read_card
+from tritrack.stages.card import CardError, read_card
 from tritrack.stages.contract import STAGES
-from tritrack.stages.engine import CPU, CUDA, OnnxEngine, load_engine
+from tritrack.stages.engine import CUDA, cuda_is_there, load_engine
 from tritrack.stages.networks import run_network
 from tritrack.stages.plan_file import plan_file, read_facts
 from tritrack.stages.stage import run_engine
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from tritrack.export.edge_sum import Rendering
     from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
-    from tritrack.stages.engine import Engine, Provider
+    from tritrack.stages.engine import Engine
 
     Loader = Callable[[StageSpec], Engine]
     """Stage -> its network, ready to run."""
@@ -128,22 +129,25 @@ def candidates(
         joined = joined_network(networks[spec.name], most_features=sys.maxsize)
         return in_onnx(joined, spec, card, rendering="scatter", threads=threads)
 
-    def ours(spec: StageSpec, *, provider: Provider) -> Engine:
-        return OnnxEngine(engines / engine_file(spec.name), spec=spec, threads=threads, provider=provider)
-
-    def half(spec: StageSpec, *, provider: Provider) -> Engine:
-        typed = typed_network(joined_network(networks[spec.name]), "fp16")
-        return in_onnx(typed, spec, card, precision="fp16", threads=threads, provider=provider)
+    def ours(spec: StageSpec, *, precision: Precision = "fp32", device: str | None = None) -> Engine:
+        # In loops over blocks of rows for a cache, in layers over all of them for a GPU.
+        rendering: Rendering = "sorted" if device is None else "scatter"
+        typed = typed_network(joined_network(networks[spec.name]), precision)
+        return in_onnx(
+            typed, spec, card, precision=precision, rendering=rendering, threads=threads, device=device
+        )
 
     ready = partial(load_candidate, networks=networks, card=card)
     yield ready(EngineRow(engine=REFERENCE), lambda spec: partial(run_network, networks[spec.name]))
     yield compiled_candidate(lambda spec: compile_network(networks[spec.name]), ready=ready, wanted=compiled)
     yield ready(EngineRow(engine=PLAIN), plain)
-    yield ready(EngineRow(engine=OURS), partial(ours, provider=CPU))
-    yield ready(EngineRow(engine=f"{OURS}, fp16", precision="fp16"), partial(half, provider=CPU))
-    yield cuda_candidate("fp32", partial(ours, provider=CUDA), ready=ready)
-    yield cuda_candidate("fp16", partial(half, provider=CUDA), ready=ready)
-    for precision in ("fp32", "fp16"):
+    yield ready(EngineRow(engine=OURS), partial(load_engine, folder=engines, threads=threads))
+    yield ready(EngineRow(engine=f"{OURS}, fp16", precision="fp16"), partial(ours, precision="fp16"))
+    on_gpu: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in on_gpu:
+        load = partial(ours, precision=precision, device="cuda")
+        yield cuda_candidate(precision, load, ready=ready)
+    for precision in on_gpu:
         yield tensorrt_candidate(precision, plans, ready=ready, card=card, threads=threads)
 
 
@@ -171,7 +175,8 @@ def cuda_candidate(
 ) -> Candidate:
     """Return the networks in ONNX Runtime on a GPU, or why they do not run there."""
     row = EngineRow(engine=_named(f"{OURS}, CUDA", precision), precision=precision, device="gpu")
-    if CUDA not in (here := onnxruntime.get_available_providers()):
+    if not cuda_is_there():
+        here = onnxruntime.get_available_providers()
         return Candidate(row=replace(row, missing=f"ONNX Runtime has no {CUDA} here, only {', '.join(here)}"))
     try:
         return ready(row, load)

@@ -1,8 +1,7 @@
-"""What each stage costs on a GPU: ``python -m tritrack.bench.gpu --engines PLANS --out FOLDER EVENTS...``.
+"""What each stage costs on a GPU: ``python -m tritrack.bench.gpu --engines ENGINES --out FOLDER EVENTS...``.
 
-Three tables: the chain in process, whose networks run in TensorRT and whose arrays are the host's between the
-stages; the same with tensors that stay on the device wherever a stage has a form for it; and the graph and the
-components alone on such tensors.
+The chain in process with tensors that stay on the device wherever a stage has a form for it; of TensorRT's engines also
+with arrays of the host between the stages; and the graph and the components alone on tensors.
 """
 
 from __future__ import annotations
@@ -45,8 +44,9 @@ def time_device_chain(
     TensorRT's engines at their end, the others when they learn how many pairs there are.
     """
     pipeline = Pipeline.load(engines, threads=threads, device=device)
+    where = {stage.spec.name: stage.device or "the host" for stage in pipeline.stages}
     return [
-        replace(row, stage=f"{row.stage}, tensors on {device}")
+        replace(row, stage=f"{row.stage}, device chain, on {where[row.stage]}")
         for row in time_event(pipeline, event, repeats=repeats)
     ]
 
@@ -102,20 +102,29 @@ def _seconds(function: Callable[[], Tensor], *, device: str, repeats: int) -> tu
 def main(
     events: Annotated[list[Path], typer.Argument(help="Events to time the stages on.")],
     *,
-    engines: Annotated[Path, typer.Option(help="Folder of TensorRT engines.")] = Path("build/plans"),
-    out: Annotated[Path, typer.Option(help="Folder for the JSON file, gpu-CARD-PRECISION.json.")],
+    engines: Annotated[
+        Path, typer.Option(help="Folder of TensorRT engines, or of ONNX engines with scattered sums.")
+    ] = Path("build/plans"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the JSON file, gpu-CARD-tensorrt-PRECISION.json or gpu-CARD-onnx.json."
+        ),
+    ],
     threads: Annotated[int, typer.Option(min=1, help="Threads of the stages on the host.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each event.")] = 20,
 ) -> None:
-    """Time the chain with TensorRT, and the device's own stages, and write JSON."""
+    """Time the chain with these engines, and the device's own stages, and write JSON."""
     gpu = find_gpu()
     if gpu is None or not torch.cuda.is_available():
         raise UsageError("bench.gpu: there is no GPU here, or torch cannot use it")
-    facts = read_facts(engines / plan_file("gnn"))
+    plan = engines / plan_file("gnn")
+    facts = read_facts(plan) if plan.exists() else None
     pipeline = Pipeline.load(engines, threads=threads)
     times = []
     for event in read_all(events):
-        times += time_event(pipeline, event, repeats=repeats)
+        if facts is not None:  # ONNX Runtime would take the host's arrays on the host
+            times += time_event(pipeline, event, repeats=repeats)
         times += time_device_chain(engines, event, threads=threads, device="cuda:0", repeats=repeats)
         times += time_device_stages(pipeline, event, device="cuda", repeats=repeats)
     for row in times:
@@ -123,15 +132,16 @@ def main(
     result = {
         **describe_machine(),
         "gpu": gpu,
-        "tensorrt": facts.tensorrt,
-        "precision": facts.precision,
+        "tensorrt": None if facts is None else facts.tensorrt,
+        "precision": None if facts is None else facts.precision,
         "threads": threads,
         "card_sha256": pipeline.card.hash,
         "working_point": pipeline.working_point,
-        "versions": describe_versions(("tritrack", "numpy", "numba", "torch")),
+        "versions": describe_versions(("tritrack", "numpy", "numba", "onnxruntime", "torch")),
         "stages": times,
     }
-    name = re.sub(r"[^a-z0-9]+", "-", f"gpu {gpu.name} {facts.precision}".lower())
+    engine = "onnx" if facts is None else f"tensorrt {facts.precision}"
+    name = re.sub(r"[^a-z0-9]+", "-", f"gpu {gpu.name} {engine}".lower())
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
 

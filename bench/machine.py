@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,15 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def describe_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of Python and of installed packages."""
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    """Return the versions of Python and of installed packages (raises PackageNotFoundError)."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    # The same module may come from a package for GPUs: onnxruntime-gpu.
+    with suppress(PackageNotFoundError):
+        return version(f"{package}-gpu")
+    return version(package)
 
 
 def _processor() -> str:

@@ -26,7 +26,8 @@ from tritrack.export.precision import typed_network
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.card import WorkingPointName, engine_file
 from tritrack.stages.contract import STAGES
-from tritrack.stages.engine import CPU, OnnxEngine
+from tritrack.stages.device_engine import DeviceEngine
+from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.networks import run_network
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.weights import load_weights
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from tritrack.physics.metrics import Report
     from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
-    from tritrack.stages.engine import Engine, Provider
+    from tritrack.stages.engine import Engine
 
 VARIANTS: tuple[tuple[Precision, str], ...] = (("fp16", "onnx"), ("bf16", "torch"))
 """Precision and library of what is compared with fp32 in torch."""
@@ -73,14 +74,16 @@ def in_onnx(
     precision: Precision = "fp32",
     rendering: Rendering = "sorted",
     threads: int,
-    provider: Provider = CPU,
+    device: str | None = None,
 ) -> Engine:
-    """Export the network of a stage and load it in ONNX Runtime; no file is left."""
+    """Export the network of a stage and load it in ONNX Runtime, on a device or the host; no file is left."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / engine_file(spec.name)
         model = export_network(network, spec=spec, card=card, rendering=rendering, precision=precision)
         onnx.save_model(model, path)
-        return OnnxEngine(path, spec=spec, threads=threads, provider=provider)
+        if device is not None:
+            return DeviceEngine(path, spec=spec, threads=threads, device=device)
+        return OnnxEngine(path, spec=spec, threads=threads)
 
 
 def compare(

@@ -13,6 +13,7 @@ from tritonclient.utils import np_to_triton_dtype
 from tritrack.ensemble_repo.plan import (
     BACKEND,
     NATIVE,
+    ON_GPU,
     ONE_EACH,
     REQUEST,
     plan_chain,
@@ -22,10 +23,17 @@ from tritrack.ensemble_repo.plan import (
 )
 from tritrack.rules.windows import N_COLUMNS
 from tritrack.stages.card import ENSEMBLE, ensemble_name
-from tritrack.stages.contract import CONTRACT_VERSION, TRACK_LABEL
+from tritrack.stages.contract import (
+    CONTRACT_VERSION,
+    EDGE_INDEX,
+    EDGE_SCORE,
+    EMBEDDING,
+    PAIR_SCORE,
+    TRACK_LABEL,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind, Step
     from tritrack.rules.windows import Rules
@@ -84,6 +92,7 @@ def model_configs(
             device=device,
             threads=threads,
             count=instances.count(step),
+            on_gpu=_made_on_gpu(server, engine) if device == "gpu" else (),
         )
         if step.backend in NATIVE:
             _set_native(config, step, device=device, threads=threads, gpu_memory=gpu_memory)
@@ -122,6 +131,7 @@ def _step_config(
     device: DeviceKind,
     threads: int,
     count: int,
+    on_gpu: Sequence[TensorSpec] = (),
 ) -> Any:
     config = triton.ModelConfig(
         name=step.name,
@@ -136,7 +146,16 @@ def _step_config(
             _set_parameters(config, {"working_point": step.working_point})
         if device == "gpu":
             _set_parameters(config, {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
+        if there := " ".join(spec.name for spec in step.inputs if spec in on_gpu):
+            _set_parameters(config, {ON_GPU: there})
     return config
+
+
+def _made_on_gpu(server: ServerKind, engine: EngineKind) -> tuple[TensorSpec, ...]:
+    """Return the tensors that are made on a GPU whatever the machine has besides; where a native backend leaves its is its matter."""
+    if engine == "tensorrt" and server == "embedded":
+        return (EMBEDDING, EDGE_INDEX, PAIR_SCORE, EDGE_SCORE)
+    return (EDGE_INDEX,)
 
 
 def _set_native(config: Any, step: Step, *, device: DeviceKind, threads: int, gpu_memory: int | None) -> None:

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from tritrack.ensemble_repo.plan import ON_GPU
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.stages.contract import ContractError
 from tritrack.stages.placement import contiguous, copied_to_host, find_device, to_host
 
 HOST_BYTES = "tritrack_host_bytes_total"
 """The server's counter, one for each step."""
+
+
+class NoRoomError(RuntimeError):
+    """A tensor that Triton moved to the host for want of GPU memory: an event would be answered, but slowly."""
 
 
 class TritonPythonModel:
@@ -46,6 +51,8 @@ class TritonPythonModel:
             kind=pb_utils.MetricFamily.COUNTER,
         )
         self.host_bytes = self.family.Metric(labels={"stage": self.name})
+        # Without a device every input is the host's.
+        self.on_gpu = frozenset(values.get(ON_GPU, "").split()) if device is not None else frozenset()
         self.step = load_step(
             values["computes"],
             folder,
@@ -54,9 +61,9 @@ class TritonPythonModel:
             device=device,
         )
         self.step(_smallest_inputs(config))  # compiles what is compiled at first use, before the first event
-        pb_utils.Logger.log_info(
-            f"{self.name}: loaded from {folder}, {threads} threads, device {device or 'host'}"
-        )
+        # A stage may have no form for the device; what is no stage alone is on it as far as its stages are.
+        where = getattr(self.step, "device", device) or "host"
+        pb_utils.Logger.log_info(f"{self.name}: loaded from {folder}, {threads} threads, device {where}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails does not fail the others."""
@@ -71,10 +78,12 @@ class TritonPythonModel:
             return _refusal(f"{self.name}: the client gave up", pb_utils.TritonError.CANCELLED)
         copied = copied_to_host()
         try:
-            outputs = self.step({tensor.name(): _take(tensor) for tensor in request.inputs()})
+            outputs = self.step({tensor.name(): self._take(tensor) for tensor in request.inputs()})
             answer = [_give(name, array) for name, array in outputs.items()]
         except ContractError as error:
             return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except NoRoomError as error:
+            return _refusal(str(error), pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:  # noqa: BLE001 (a request that fails must not take the others along)
             pb_utils.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
             return _refusal(
@@ -84,6 +93,19 @@ class TritonPythonModel:
         finally:
             self.host_bytes.increment(copied_to_host() - copied)
         return pb_utils.InferenceResponse(answer)
+
+    def _take(self, tensor: Any) -> Any:
+        """Return Triton's tensor where it lies: the host's as an array, a GPU's as a tensor of torch's."""
+        if not tensor.is_cpu():
+            return _take_from_gpu(tensor)
+        array = tensor.as_numpy()
+        # One without entries is the host's, wherever it was made.
+        if tensor.name() in self.on_gpu and array.size:
+            raise NoRoomError(
+                f"{self.name}: {tensor.name()} came by the host, since the server's pool of GPU memory is full: send "
+                "fewer events at once, or start the server with more --in-flight"
+            )
+        return array
 
 
 def _smallest_inputs(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,10 +120,7 @@ def _smallest_inputs(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _take(tensor: Any) -> Any:
-    """Return Triton's tensor where it lies: the host's as an array, a GPU's as a tensor of torch's."""
-    if tensor.is_cpu():
-        return tensor.as_numpy()
+def _take_from_gpu(tensor: Any) -> Any:
     try:
         from torch.utils.dlpack import from_dlpack
     except ModuleNotFoundError:

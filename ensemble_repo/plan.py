@@ -67,6 +67,12 @@ CUTS_OF_STEP = {
 }
 """The fields of ``Cuts`` that each step takes; a step that is not here is the same at every working point."""
 
+ON_GPU = "on_gpu"
+"""Parameter of a step: its inputs that the steps before it leave on the GPU."""
+
+IN_FLIGHT = 4
+"""Events at the model's limits that a server's pool of GPU memory has room for, if nothing else is said."""
+
 ServerKind = Literal["embedded", "container"]
 """embedded: a server with the Python backend alone. container: one that runs the engines itself as well."""
 

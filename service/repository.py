@@ -14,14 +14,15 @@ from tritrack.ensemble_repo.plan import CONFIG_FILE, PYTHON_FILES
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
-from tritrack.stages.contract import SERVED_STEPS
-from tritrack.stages.plan_file import check_plan, find_gpu, plan_file
+from tritrack.stages.contract import CUT_STEP, GNN_STAGE, HITS, SERVED_STEPS
+from tritrack.stages.plan_file import check_plan, count_gpus, find_gpu, plan_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from tritrack.stages.card import ModelCard
+    from tritrack.stages.contract import TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,33 @@ ENLARGE = "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /de
 
 def shared_memory_at_limits(card: ModelCard) -> int:
     """Return the bytes of shared memory that one event at the card's limits takes on its way."""
+    return sum(
+        _bytes_at_limits(spec, card) for step in SERVED_STEPS for spec in (*step.inputs, *step.outputs)
+    )
+
+
+def gpu_memory_at_limits(card: ModelCard) -> int:
+    """Return the bytes that the tensors between the steps of one event at the card's limits take on a GPU.
+
+    Triton has each of them once, hits among them, and keeps those of an event that waits, too.
+    """
+    kept = (CUT_STEP, GNN_STAGE)
+    return _bytes_at_limits(HITS, card) + sum(
+        _bytes_at_limits(spec, card, n_edges=card.limits.max_edges if step in kept else None)
+        for step in SERVED_STEPS
+        for spec in step.outputs
+    )
+
+
+def _bytes_at_limits(spec: TensorSpec, card: ModelCard, *, n_edges: int | None = None) -> int:
+    """Return the bytes of a tensor at the limits, with so many edges; as many as pairs if None."""
     sizes = {
         "n_hits": card.limits.max_hits,
         "n_columns": len(card.columns),
         "d": card.networks.embedding_dim,
-        "n_edges": card.limits.max_pairs,
+        "n_edges": card.limits.max_pairs if n_edges is None else n_edges,
     }
-    return sum(
-        spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
-        for step in SERVED_STEPS
-        for spec in (*step.inputs, *step.outputs)
-    )
+    return spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
 
 
 def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
@@ -67,7 +84,7 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     there = sorted(path.name for path in repository.iterdir() if path.is_dir())
     if missing := [name for name in models if name not in there]:
         raise ServerStartError(f"{repository}: has no model {missing[0]}, it has {', '.join(there)}")
-    on_gpu = sorted(name for name in _loaded(repository, models or there) if _wants_gpu(repository / name))
+    on_gpu = _on_gpu(repository, models or there)
     if on_gpu and find_gpu() is None:
         raise ServerStartError(
             f"{repository}: {on_gpu[0]} wants a GPU, and there is none here; write the repository with --device cpu"
@@ -89,6 +106,36 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
             at_limits >> 20,
             ENLARGE,
         )
+
+
+def gpu_arguments(repository: Path, *, models: Sequence[str] = (), in_flight: int) -> list[str]:
+    """Return the server's arguments for its pool of GPU memory, where it keeps the tensors between the steps.
+
+    What the pool has no room for Triton puts into the host's memory, without a word to anybody.
+
+    Parameters
+    ----------
+    repository, models
+        What it serves (see `check_repository`).
+    in_flight
+        Events at the card's limits that there must be room for.
+
+    Returns
+    -------
+    list of str
+        One for each GPU; none where nothing that is loaded wants one.
+    """
+    there = [path.name for path in repository.iterdir() if path.is_dir()]
+    if not _on_gpu(repository, models or there):
+        return []
+    card = read_card(next(repository.glob(f"*/*/{CARD_FILE}")).parent)
+    pool = in_flight * gpu_memory_at_limits(card)
+    return [f"--cuda-memory-pool-byte-size={gpu}:{pool}" for gpu in range(count_gpus())]
+
+
+def _on_gpu(repository: Path, models: Sequence[str]) -> list[str]:
+    """Return the models that the server loads for these and that want a GPU."""
+    return sorted(name for name in _loaded(repository, models) if _wants_gpu(repository / name))
 
 
 def _instances(version: Path) -> int:

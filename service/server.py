@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tritrack.ensemble_repo.plan import IN_FLIGHT
 from tritrack.service.errors import ServerStartError
 from tritrack.service.installation import find_installation
 from tritrack.service.log import explain, port_taken
-from tritrack.service.repository import check_repository
+from tritrack.service.repository import check_repository, gpu_arguments
 from tritrack.service.shm import Regions, remove_leftovers
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class Server:
         Ports to listen on.
     models
         The models to load, of an ensemble its steps too; none given loads all.
+    in_flight
+        Events at the model's limits that its pool of GPU memory has room for; one that finds none is refused as
+        if the server were not available.
     log
         File for the server's log; None keeps it only while the server runs.
     start_timeout, stop_timeout
@@ -88,6 +92,7 @@ class Server:
         address: str = "127.0.0.1",
         ports: Ports | None = None,
         models: Sequence[str] = (),
+        in_flight: int = IN_FLIGHT,
         log: Path | None = None,
         start_timeout: float = 120.0,
         stop_timeout: float = 20.0,
@@ -98,6 +103,7 @@ class Server:
         self._wanted = ports or Ports()
         self._ports = self._wanted
         self._models = models
+        self._in_flight = in_flight
         self._log = log
         self._log_path: Path | None = None
         self._start_timeout = start_timeout
@@ -210,6 +216,7 @@ class Server:
             # The configurations are complete; completing them would start every step twice.
             "--disable-auto-complete-config",
             f"--exit-timeout-secs={max(1, math.floor(self._stop_timeout / 2))}",
+            *gpu_arguments(self.repository, models=self._models, in_flight=self._in_flight),
         ]
         if self._models:
             command += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in self._models)]

@@ -26,9 +26,6 @@ CPU: Provider = "CPUExecutionProvider"
 CUDA: Provider = "CUDAExecutionProvider"
 """Where ONNX Runtime computes."""
 
-_PROVIDER_OPTIONS: dict[Provider, dict[str, str]] = {CPU: {}, CUDA: {"use_tf32": "0"}}
-"""TF32 would round float32 hit coordinates to three digits."""
-
 
 class Engine(Protocol):
     """A network that runs: the stage's inputs in the contract's order -> its output."""
@@ -38,7 +35,7 @@ class Engine(Protocol):
 
 
 class OnnxEngine:
-    """An ONNX file in ONNX Runtime.
+    """An ONNX file in ONNX Runtime, on the host.
 
     Parameters
     ----------
@@ -48,35 +45,16 @@ class OnnxEngine:
         The stage, which names its inputs and output.
     threads
         Threads of the session.
-    provider
-        Where it computes; arrays are the host's all the same.
 
     Raises
     ------
     CardError
-        Where the file cannot be loaded, or the provider does not start.
+        Where the file cannot be loaded.
     """
 
-    def __init__(self, path: Path, *, spec: StageSpec, threads: int, provider: Provider = CPU) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Its threads spin for their next operator; for one of the next event they would take the cores from the other
-        # stages.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        # The arena keeps the largest buffer of every shape it ever saw, and events differ in shape.
-        options.enable_cpu_mem_arena = False
-        # Nor a plan of buffers for every shape that it ever saw: each event has its own, and the server would grow.
-        options.enable_mem_pattern = False
+    def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=[(provider, _PROVIDER_OPTIONS[provider])]
-            )
-        except Exception as error:  # noqa: BLE001 (its errors share no other class)
-            raise CardError(f"{path}: ONNX Runtime cannot load this engine: {error}") from None
-        # Where one does not start, ONNX Runtime goes on with the CPU.
-        if provider not in self._session.get_providers():
-            raise CardError(f"{path}: ONNX Runtime could not start {provider}")
+        self._session = open_session(path, threads=threads, provider=CPU)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""
@@ -84,8 +62,76 @@ class OnnxEngine:
         return output
 
 
-def load_engine(spec: StageSpec, folder: Path, *, threads: int) -> Engine:
-    """Load a stage's network from a folder of engines, TensorRT's where there are such (raises CardError)."""
+def open_session(
+    path: Path, *, threads: int, provider: Provider, device_id: int = 0
+) -> onnxruntime.InferenceSession:
+    """Load an ONNX file for events of ever other shapes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    threads
+        Threads on the host.
+    provider, device_id
+        Where it computes; on which GPU.
+
+    Raises
+    ------
+    CardError
+        Where the file cannot be loaded, or the provider does not start.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Its threads spin for their next operator; for one of the next event they would take the cores from the other
+    # stages.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # The arena keeps the largest buffer of every shape it ever saw, and events differ in shape. On a GPU it cannot be
+    # left out: there it grows by what is asked for, not to the next power of two.
+    options.enable_cpu_mem_arena = False
+    # Nor a plan of buffers for every shape that it ever saw: each event has its own, and the server would grow.
+    options.enable_mem_pattern = False
+    on_gpu = {
+        "device_id": str(device_id),
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",  # it would round float32 hit coordinates to three digits
+    }
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=[(provider, on_gpu if provider == CUDA else {})]
+        )
+    except Exception as error:  # noqa: BLE001 (its errors share no other class)
+        raise CardError(f"{path}: ONNX Runtime cannot load this engine: {error}") from None
+    # Where one does not start, ONNX Runtime goes on with the CPU.
+    if provider not in session.get_providers():
+        raise CardError(f"{path}: ONNX Runtime could not start {provider}")
+    return session
+
+
+def cuda_is_there() -> bool:
+    """Tell whether this ONNX Runtime was built with CUDA (the package onnxruntime-gpu)."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def load_engine(spec: StageSpec, folder: Path, *, threads: int, device: str | None = None) -> Engine:
+    """Load a stage's network from a folder of engines, TensorRT's where there are such.
+
+    Parameters
+    ----------
+    spec
+        The stage.
+    folder
+        Holds the engine.
+    threads
+        Threads on the host.
+    device
+        Torch's name of the device; ONNX Runtime computes on a GPU where it was built with CUDA. None for the host.
+
+    Raises
+    ------
+    CardError
+        Where there is no engine, or it does not run here.
+    """
     plan = folder / plan_file(spec.name)
     if plan.exists():
         check_plan(plan)
@@ -97,4 +143,8 @@ def load_engine(spec: StageSpec, folder: Path, *, threads: int) -> Engine:
     path = folder / engine_file(spec.name)
     if not path.exists():
         raise CardError(f"{path}: no engine there")
+    if device is not None and device.startswith("cuda") and cuda_is_there():
+        from tritrack.stages.device_engine import DeviceEngine  # here: it imports torch
+
+        return DeviceEngine(path, spec=spec, threads=threads, device=device)
     return OnnxEngine(path, spec=spec, threads=threads)

@@ -75,7 +75,11 @@ class Pipeline:
         set_compiled_threads(threads)
         card = read_card(engines)
         card.point(working_point)  # a missing one shows before the engines are loaded
-        loaded = {spec.name: load_engine(spec, engines, threads=threads) for spec in STAGES if spec.engine}
+        loaded = {
+            spec.name: load_engine(spec, engines, threads=threads, device=device)
+            for spec in STAGES
+            if spec.engine
+        }
         return cls(card=card, engines=loaded, working_point=working_point, device=device)
 
     def at(self, working_point: WorkingPointName | None) -> Pipeline:

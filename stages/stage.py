@@ -289,7 +289,7 @@ def load_stage(
     if spec.engine:
         from tritrack.stages.engine import load_engine
 
-        engine = load_engine(spec, folder, threads=threads)
+        engine = load_engine(spec, folder, threads=threads, device=device)
     return make_stage(spec, card=card, cuts=cuts, engine=engine, device=device)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tritrack.ensemble_repo.plan import IN_FLIGHT
 from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
@@ -72,6 +73,12 @@ def serve(
             help="Load this model alone (an ensemble with its steps); may be given again. All if not given."
         ),
     ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Events at the model's limits that there is room for on a GPU, between the steps."
+        ),
+    ] = IN_FLIGHT,
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a model repository in the foreground; Ctrl-C stops it."""
@@ -83,6 +90,7 @@ def serve(
         address=address,
         ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
         models=model,
+        in_flight=in_flight,
         log=log,
     )
     console.print(f"tritonserver from {server.installation.source}: {server.installation.binary}")

@@ -27,7 +27,7 @@ from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
 from tritrack.stages.card import CardError
 from tritrack.stages.contract import STAGES
-from tritrack.stages.engine import CUDA, OnnxEngine
+from tritrack.stages.device_engine import DeviceEngine
 from tritrack.stages.networks import PairLinear, run_network
 from tritrack.stages.weights import load_weights
 
@@ -202,7 +202,7 @@ def test_engines_of_a_gpu_are_rows_that_say_why(small_weights, small_engines):
     ready = partial(load_candidate, networks=networks, card=card)
 
     def load(spec):
-        return OnnxEngine(small_engines / f"{spec.name}.onnx", spec=spec, threads=1, provider=CUDA)
+        return DeviceEngine(small_engines / f"{spec.name}.onnx", spec=spec, threads=1, device="cuda")
 
     for precision, name in (("fp32", "onnx, CUDA"), ("fp16", "onnx, CUDA, fp16")):
         row = cuda_candidate(precision, load, ready=ready).row

@@ -99,7 +99,7 @@ def test_a_protocol_goes_on_after_a_failure_and_where_it_was(
     write_event(small_event, events / "few" / event_file(0))
     arguments = ("{events}/few", "--engines", "{engines}", "--weights", "{weights}", "--rounds", "1")
     broken = Measurement(name="precision", short=("{events}/none",), full=())
-    sound = Measurement(name="engines", short=(*arguments, "--no-compile"), full=())
+    sound = Measurement(name="floors", short=arguments, full=())
 
     def run(*measurements, again=False):
         run_protocol("short", measurements, out=out, work=work, weights=small_weights, again=again)
@@ -109,11 +109,11 @@ def test_a_protocol_goes_on_after_a_failure_and_where_it_was(
     said = capfd.readouterr().out
     assert f"tritrack: {events}/none: no such file or folder" in said
     assert f"{events}/none" in (work / "logs" / "short-precision.log").read_text().splitlines()[0]
-    written = (out / "short" / "engines.json").stat().st_mtime_ns
+    written = (out / "short" / "floors.json").stat().st_mtime_ns
     shutil.rmtree(work / "engines")
     run(sound)
     assert "there already" in capfd.readouterr().out
-    assert (out / "short" / "engines.json").stat().st_mtime_ns == written
+    assert (out / "short" / "floors.json").stat().st_mtime_ns == written
     assert not (work / "engines").exists()
     run(sound, again=True)
-    assert (out / "short" / "engines.json").stat().st_mtime_ns > written
+    assert (out / "short" / "floors.json").stat().st_mtime_ns > written

@@ -19,6 +19,7 @@ from tritrack.ensemble_repo.config import config_text, model_configs
 from tritrack.ensemble_repo.plan import (
     BACKEND,
     CUTS_OF_STEP,
+    ON_GPU,
     REQUEST,
     RULE_FINDER,
     PlanError,
@@ -196,6 +197,7 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
             assert values["computes"] == step.computes
             assert values.get("working_point") == step.working_point
             assert (values.get("FORCE_CPU_ONLY_INPUT_TENSORS") == "no") == (device == "gpu")
+            assert device == "gpu" or ON_GPU not in values
         else:
             assert values["intra_op_thread_count"] == "3"
             assert config.default_model_filename == f"{step.name}.onnx"
@@ -211,6 +213,37 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         assert values["working_point"] == point
         assert values["working_points"] == "fast balanced best"
         assert json.loads(values["metrics"]) == CARD.point(point).metrics
+
+
+@pytest.mark.parametrize(
+    ("server", "engine", "inputs"),
+    [
+        (
+            "embedded",
+            "onnx",
+            {"filter": "EDGE_INDEX", "cut_fast": "EDGE_INDEX", "labelling_fast": "EDGE_INDEX"},
+        ),
+        (
+            "embedded",
+            "tensorrt",
+            {
+                "graph_fast": "EMBEDDING",
+                "cut_fast": "EDGE_INDEX PAIR_SCORE",
+                "gnn": "EDGE_INDEX",
+                "labelling_fast": "EDGE_INDEX EDGE_SCORE",
+            },
+        ),
+        (
+            "container",
+            "tensorrt",
+            {"graph_fast": "", "cut_fast": "EDGE_INDEX", "labelling_fast": "EDGE_INDEX"},
+        ),
+    ],
+)
+def test_steps_know_what_must_come_on_the_gpu(server: Any, engine: Any, inputs: dict[str, str]) -> None:
+    configs = model_configs(card=CARD, server=server, device="gpu", threads=2, engine=engine)
+    found = {name: configs[name].parameters[ON_GPU].string_value for name in inputs}
+    assert found == inputs
 
 
 def test_native_networks_are_warmed_up() -> None:

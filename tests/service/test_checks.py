@@ -123,13 +123,13 @@ CUTS = Cuts(
 )
 
 
-def served_card(folder: Path) -> ModelCard:
+def served_card(folder: Path, *, max_edges: int = 1_000_000) -> ModelCard:
     card = ModelCard(
         name="large",
         networks=Networks(embedding_dim=8),
         working_points={"fast": WorkingPoint(cuts=CUTS, metrics={})},
         default="fast",
-        limits=Limits(max_hits=1000, max_pairs=1_000_000, max_edges=1_000_000),
+        limits=Limits(max_hits=1000, max_pairs=1_000_000, max_edges=max_edges),
         sha256={},
     )
     for step, instances in (("embedding", 1), ("graph", 3)):
@@ -155,6 +155,23 @@ def test_shared_memory_is_checked(
     monkeypatch.setattr(repository, "free_bytes", lambda: 1 << 20)
     with pytest.raises(ServerStartError, match=r"1 MB are free, the server's steps take 4 MB; .*--shm-size"):
         repository.check_repository(tmp_path)
+
+
+def test_the_pool_of_gpu_memory_holds_what_is_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = served_card(tmp_path, max_edges=10_000)
+    # HITS, EMBEDDING and TRACK_LABEL of a hit; EDGE_INDEX and a score of a pair, and again of an edge that is left.
+    at_limits = 1000 * (12 + 32 + 8) + (1_000_000 + 10_000) * (8 + 4)
+    assert repository.gpu_memory_at_limits(card) == at_limits
+    monkeypatch.setattr(repository, "count_gpus", lambda: 2)
+    assert repository.gpu_arguments(tmp_path, in_flight=3) == []
+    config = tmp_path / "graph" / "config.pbtxt"
+    config.write_text("instance_group { count: 1 kind: KIND_GPU }")
+    wanted = [f"--cuda-memory-pool-byte-size={gpu}:{3 * at_limits}" for gpu in (0, 1)]
+    assert repository.gpu_arguments(tmp_path, in_flight=3) == wanted
+    assert repository.gpu_arguments(tmp_path, models=["graph"], in_flight=3) == wanted
+    assert repository.gpu_arguments(tmp_path, models=["embedding"], in_flight=3) == []
 
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)
 from tritrack.ensemble_repo.plan import Instances
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.service.client import TrackFinder
-from tritrack.service.errors import ServerStartError
+from tritrack.service.errors import ServerStartError, UnavailableError
 from tritrack.service.server import Server
 from tritrack.stages.card import CARD_FILE, ENSEMBLE, FUSED, Limits, read_card
+from tritrack.stages.engine import cuda_is_there
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.placement import find_device
 from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
@@ -63,21 +65,23 @@ def render(engines: Path, out: Path, device: Any) -> Path:
 @pytest.fixture(scope="module", params=["cpu", ON_GPU])
 def served(
     request: pytest.FixtureRequest, roomy_engines: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+) -> Iterator[tuple[Server, str | None]]:
+    """A server, and where a chain in process computes as its does."""
     repository = render(roomy_engines, tmp_path_factory.mktemp("served") / "repository", request.param)
     models = [f"{model}{point}" for model in (ENSEMBLE, FUSED) for point in ("", "_fast")]
     with Server(repository, models=models) as running:
-        yield running
+        yield running, find_device(request.param.upper(), 0)
 
 
 @pytest.mark.parametrize("point", [None, "fast"])
 @pytest.mark.parametrize("model", [ENSEMBLE, FUSED])
 def test_packed_events_have_the_labels_that_they_have_alone(
-    served: Server, roomy_engines: Path, hits_of: HitsOf, model: str, point: Any
+    served: tuple[Server, str | None], roomy_engines: Path, hits_of: HitsOf, model: str, point: Any
 ) -> None:
     events = [hits_of(n_hits, seed=i) for i, n_hits in enumerate(SIZES)]
-    chain = Pipeline.load(roomy_engines, threads=1, working_point=point)
-    with TrackFinder(served.url, model=model, working_point=point, timeout=120.0) as finder:
+    server, where = served
+    chain = Pipeline.load(roomy_engines, threads=1, working_point=point, device=where)
+    with TrackFinder(server.url, model=model, working_point=point, timeout=120.0) as finder:
         alone = [finder.find(hits) for hits in events]
         before = finder.statistics()[0].count
         packed = list(finder.find_many(events, pack_hits=5000))
@@ -123,11 +127,31 @@ def test_the_adapter_hands_on_torchs_tensors(
         assert re.search(rf"{step}: loaded from .*, 1 threads, device cpu", log)
 
 
+def test_a_tensor_that_had_no_room_on_the_gpu_is_refused(
+    roomy_engines: Path, tmp_path: Path, hits_of: HitsOf
+) -> None:
+    """Torch's tensors on the CPU come to the next step as the host's, like those that overflow from a GPU."""
+    pytest.importorskip("torch")
+    repository = render(roomy_engines, tmp_path / "repository", "cpu")
+    (repository / "cut_fast" / "1" / "model.py").write_text(STAND_IN)
+    config = repository / "cut_fast" / "config.pbtxt"
+    parameter = 'parameters { key: "on_gpu" value { string_value: "EDGE_INDEX" } }'
+    config.write_text(f"{config.read_text()}\n{parameter}\n")
+    with (
+        Server(repository, models=[ENSEMBLE, f"{ENSEMBLE}_fast"]) as running,
+        TrackFinder(running.url, working_point="fast", timeout=60.0, retries=0) as finder,
+    ):
+        assert finder.find(hits_of(1)).tolist() == [-1]  # no pairs: nothing that has no room
+        with pytest.raises(UnavailableError, match=r"cut_fast: EDGE_INDEX came by the host.* --in-flight"):
+            finder.find(hits_of(1200))
+
+
 @pytest.mark.gpu
 def test_what_runs_on_the_gpu_takes_nothing_to_the_host(
     roomy_engines: Path, tmp_path: Path, hits_of: HitsOf, host_bytes: HostBytes
 ) -> None:
-    """Networks in ONNX Runtime run on the host here; what they and walkthrough copy is their inputs, and counted."""
+    """Networks in an ONNX Runtime without CUDA run on the host; what they and walkthrough copy is their inputs."""
+    on_gpu = cuda_is_there()
     repository = render(roomy_engines, tmp_path / "repository", "gpu")
     sizes: dict[str, int] = {}
     hits = hits_of(3400)
@@ -146,9 +170,9 @@ def test_what_runs_on_the_gpu_takes_nothing_to_the_host(
         "labelling_fast": 0,
     }
     # Where Triton puts what a client or a step of the host gives is not promised: on the GPU it would be copied, too.
-    graphs = 2 * sizes["graph fast"]
+    graphs = 0 if on_gpu else 2 * sizes["graph fast"]
     assert graphs <= crossed["filter"] <= graphs + 2 * hits.nbytes
-    kept = sizes["filter None"] + sizes["filter fast"]
+    kept = 0 if on_gpu else sizes["filter None"] + sizes["filter fast"]
     assert kept <= crossed["gnn"] <= kept + 2 * hits.nbytes
 
 
@@ -173,7 +197,7 @@ def test_with_tensorrt_nothing_crosses_between_the_steps(
     export_plans(weights=small_weights, engines=scattered, out=plans, events=[event], on_stage=None)
     repository = render(plans, tmp_path / "repository", "gpu")
     with (
-        Server(repository, models=[f"{ENSEMBLE}_fast"], start_timeout=300.0) as running,
+        Server(repository, models=[ENSEMBLE, f"{ENSEMBLE}_fast"], start_timeout=300.0) as running,
         TrackFinder(running.url, working_point="fast", timeout=120.0) as finder,
     ):
         before = host_bytes(running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tritrack.ensemble_repo.images import PINNED
-from tritrack.service.repository import STEP_SHM, shared_memory_at_limits
+from tritrack.ensemble_repo.plan import IN_FLIGHT
+from tritrack.service.repository import STEP_SHM, gpu_memory_at_limits, shared_memory_at_limits
 from tritrack.stages.card import read_card
 from tritrack.stages.plan_file import find_gpu
 
@@ -43,6 +45,19 @@ def test_shared_memory_does_for_an_event_at_the_limits() -> None:
     steps = 20 * STEP_SHM  # more than there are
     at_limits = shared_memory_at_limits(read_card(ROOT / "weights" / "default"))
     assert at_limits + steps <= int(size) << 30
+
+
+def test_a_server_on_a_gpu_has_room_for_its_tensors() -> None:
+    """The command is the image's, with a pool for as many events as the launcher's."""
+    gpu = (ROOT / "deploy" / "compose.gpu.yaml").read_text()
+    ((device, size),) = re.findall(r"--cuda-memory-pool-byte-size=(\d+):\$\{GPU_POOL:-(\d+)\}", gpu)
+    assert device == "0"
+    wanted = IN_FLIGHT * gpu_memory_at_limits(read_card(ROOT / "weights" / "default"))
+    assert wanted <= int(size) < 1.5 * wanted
+    (command,) = re.findall(
+        r"^CMD (\[\"tritonserver\".*\])$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE
+    )
+    assert re.findall(r"^ +- (\S+)$", gpu, re.MULTILINE)[: len(json.loads(command))] == json.loads(command)
 
 
 def test_a_server_on_a_gpu_has_torch() -> None:

@@ -1,0 +1,85 @@
+"""Run an ONNX engine on a device's tensors, which stay there. Importing this module imports torch, for their memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Before a session: ONNX Runtime's CUDA provider finds the CUDA libraries that torch has loaded.
+import torch
+
+from tritrack.stages.engine import CPU, CUDA, open_session
+from tritrack.stages.placement import Array, to_device
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tritrack.stages.contract import StageSpec
+
+
+class DeviceEngine:
+    """An ONNX file in ONNX Runtime on a device; of the host's arrays it makes the host's, of tensors there tensors there.
+
+    Inputs and output are bound where they lie (ONNX Runtime's I/O binding).
+
+    Parameters
+    ----------
+    path
+        The file.
+    spec
+        The stage, which names its inputs and output.
+    threads
+        Threads of what ONNX Runtime leaves on the host.
+    device
+        Torch's name of the device: "cuda:0", say, or "cpu".
+
+    Raises
+    ------
+    CardError
+        Where the file cannot be loaded, or ONNX Runtime cannot start on the device.
+    """
+
+    on_device = True
+    """Takes tensors of a device."""
+
+    def __init__(self, path: Path, *, spec: StageSpec, threads: int, device: str) -> None:
+        self._spec = spec
+        self._device = torch.device(device)
+        self._number = self._device.index or 0
+        provider = CUDA if self._device.type == "cuda" else CPU
+        self._session = open_session(path, threads=threads, provider=provider, device_id=self._number)
+        self._free = [dim if isinstance(dim, int) else None for dim in self._session.get_outputs()[0].shape]
+
+    def __call__(self, *inputs: Array) -> Array:
+        """Run the network once."""
+        on_host = any(isinstance(array, np.ndarray) for array in inputs)
+        tensors = [to_device(array, str(self._device)).contiguous() for array in inputs]
+        (output,) = self._spec.engine
+        result: Any = torch.empty(self._output_shape(tensors), dtype=torch.float32, device=self._device)
+        binding = self._session.io_binding()
+        for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
+            self._bind(binding.bind_input, spec.name, tensor, spec.dtype)
+        self._bind(binding.bind_output, output.name, result, output.dtype)
+        if self._device.type == "cuda":
+            # ONNX Runtime has a stream of its own, and does not wait for what makes the inputs on torch's; the other
+            # way round it returns when the output is there.
+            torch.cuda.current_stream(self._device).synchronize()
+        self._session.run_with_iobinding(binding)
+        found: Array = result.cpu().numpy() if on_host else result
+        return found
+
+    def _output_shape(self, tensors: list[torch.Tensor]) -> list[int]:
+        """Return the output's shape: rows as the inputs have, and what the file fixes."""
+        sizes = {
+            dim: size
+            for spec, tensor in zip(self._spec.inputs, tensors, strict=True)
+            for dim, size in zip(spec.dims, tensor.shape, strict=True)
+        }
+        (output,) = self._spec.engine
+        return [
+            sizes[dim] if fixed is None else fixed for dim, fixed in zip(output.dims, self._free, strict=True)
+        ]
+
+    def _bind(self, bind: Any, name: str, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
+        bind(name, self._device.type, self._number, dtype, list(tensor.shape), tensor.data_ptr())
