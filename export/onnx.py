@@ -41,7 +41,7 @@ from tritrack.stages.plan_file import facts_file, plan_file
 from tritrack.stages.weights import load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from tritrack.stages.engine import Engine
 
     StageHook = Callable[[str, Sequence[GateResult]], None]
+    Passed = tuple[str, list[GateResult]]
+    """A stage's name, or what else was compared, and its comparisons."""
 
 GATES_FILE = "gates.json"
 
@@ -117,53 +119,64 @@ def export_engines(
         card, networks = load_weights(weights)
     else:
         raise ForeignError("export: neither weights nor files of networks from elsewhere are given")
-    clear_engines(out)
-    typed = {name: typed_network(joined_network(network), precision) for name, network in networks.items()}
+    passed = _export(
+        card=card,
+        networks=networks,
+        out=out,
+        threads=threads,
+        precision=precision,
+        edge_sum=edge_sum,
+        events=events,
+        foreign=foreign,
+    )
+    return finish_engines(out, card=card, passed=passed, on_stage=on_stage)
+
+
+def _export(
+    *,
+    card: ModelCard,
+    networks: Mapping[str, nn.Module],
+    out: Path,
+    threads: int,
+    precision: Precision,
+    edge_sum: Rendering,
+    events: Sequence[Event],
+    foreign: Foreign | None,
+) -> Iterator[Passed]:
+    """Export the stages one after the other, and yield each that has passed."""
     cases = drawn_cases()
     if foreign is None:
         # The networks are the same at every working point, and only their inputs' sizes differ.
         cases += event_cases(events, networks=networks, cuts=card.point().cuts, limits=card.limits)
+    clear_engines(out)
     engines: dict[str, Engine] = {}
-    results: list[GateResult] = []
     for spec in STAGES:
-        if spec.name in networks:
-            model = export_network(
-                typed[spec.name], spec=spec, card=card, rendering=edge_sum, precision=precision
-            )
+        name = spec.name
+        if name in networks:
+            typed = typed_network(joined_network(networks[name]), precision)
+            model = export_network(typed, spec=spec, card=card, rendering=edge_sum, precision=precision)
             with _written(model, spec, out=out) as path:
-                engines[spec.name] = _runnable(path, spec, typed[spec.name], precision, threads=threads)
+                engines[name] = _runnable(path, spec, typed, precision, threads=threads)
                 passed = gate_network(
-                    engines[spec.name],
-                    spec=spec,
-                    network=networks[spec.name],
-                    cases=cases,
-                    precision=precision,
+                    engines[name], spec=spec, network=networks[name], cases=cases, precision=precision
                 )
                 require(passed)
         elif foreign is not None and spec.engine:
             with _written(wrap_foreign(foreign, spec=spec, card=card), spec, out=out) as path:
-                engines[spec.name] = load_wrapped(path, spec=spec, threads=threads)
-                passed = gate_foreign(engines[spec.name], spec=spec, card=card, cases=cases)
+                engines[name] = load_wrapped(path, spec=spec, threads=threads)
+                passed = gate_foreign(engines[name], spec=spec, card=card, cases=cases)
                 require(passed)
         else:
             network = networks.get(EMBEDDING_STAGE.name)
             embed = partial(run_network, network) if network is not None else engines[EMBEDDING_STAGE.name]
             passed = gate_compiled(spec, card=card, embed=embed, cases=cases)
-        if on_stage is not None:
-            on_stage(spec.name, passed)
-        results += passed
+        yield name, passed
     if events and foreign is not None:
         passed = gate_orders(Pipeline(card=card, engines=engines), events)
         require(passed)
-        if on_stage is not None:
-            on_stage("chain", passed)
-        results += passed
+        yield "chain", passed
     elif events:
-        results += gate_events(
-            engines, card=card, networks=networks, precision=precision, events=events, on_stage=on_stage
-        )
-    finish_engines(out, card=card, results=results)
-    return results
+        yield gate_events(engines, card=card, networks=networks, precision=precision, events=events)
 
 
 def clear_engines(out: Path) -> None:
@@ -175,10 +188,18 @@ def clear_engines(out: Path) -> None:
         (out / stale).unlink(missing_ok=True)
 
 
-def finish_engines(out: Path, *, card: ModelCard, results: Sequence[GateResult]) -> None:
-    """Write what the gates measured, and the card last."""
+def finish_engines(
+    out: Path, *, card: ModelCard, passed: Iterable[Passed], on_stage: StageHook | None
+) -> list[GateResult]:
+    """Let every stage be exported, write what the gates measured, and the card last; return all comparisons."""
+    results: list[GateResult] = []
+    for name, of_stage in passed:
+        results += of_stage
+        if on_stage is not None:
+            on_stage(name, of_stage)
     (out / GATES_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     (out / CARD_FILE).write_bytes(card.to_json())
+    return results
 
 
 def gate_compiled(
@@ -207,8 +228,7 @@ def gate_events(
     networks: Mapping[str, nn.Module],
     precision: Precision,
     events: Sequence[Event],
-    on_stage: StageHook | None,
-) -> list[GateResult]:
+) -> Passed:
     """Gate the chain on events: its tracks in fp32, its physics in 16 bits (raises GateError, PhysicsError)."""
     chain = Pipeline(card=card, engines=engines)
     modules = {name: partial(run_network, network) for name, network in networks.items()}
@@ -216,9 +236,7 @@ def gate_events(
     gate, name = (gate_chain, "chain") if precision == "fp32" else (gate_physics, "physics")
     results = gate(chain, reference=reference, events=events)
     require(results)
-    if on_stage is not None:
-        on_stage(name, results)
-    return results
+    return name, results
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import onnx
 import torch
 
 from tritrack.export.cases import drawn_cases, event_cases
-from tritrack.export.gates import GateResult, gate_network, require
+from tritrack.export.gates import gate_network, require
 from tritrack.export.onnx import clear_engines, finish_engines, gate_compiled, gate_events
 from tritrack.stages.card import CardError, Precision, engine_file, read_card
 from tritrack.stages.contract import EDGE_INDEX, FILTER_STAGE, GRAPH_STAGE, HITS, STAGES
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
     from tritrack.export.cases import Case
-    from tritrack.export.onnx import StageHook
+    from tritrack.export.gates import GateResult
+    from tritrack.export.onnx import Passed, StageHook
     from tritrack.stages.card import ModelCard
     from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
@@ -84,6 +85,30 @@ def export_plans(
     version, gpu = find_tensorrt()
     card, networks = load_weights(weights)
     precision = check_onnx_folder(engines, card=card)
+    passed = _build(
+        card=card,
+        networks=networks,
+        engines=engines,
+        out=out,
+        built_by=(version, gpu),
+        precision=precision,
+        events=events,
+    )
+    return finish_engines(out, card=card, passed=passed, on_stage=on_stage)
+
+
+def _build(
+    *,
+    card: ModelCard,
+    networks: Mapping[str, nn.Module],
+    engines: Path,
+    out: Path,
+    built_by: tuple[str, Gpu],
+    precision: Precision,
+    events: Sequence[Event],
+) -> Iterator[Passed]:
+    """Build the engines one after the other, and yield each stage that has passed."""
+    version, gpu = built_by
     for network in networks.values():
         network.cuda()
     typical = median_sizes(card, networks, events)
@@ -93,7 +118,6 @@ def export_plans(
     ]
     clear_engines(out)
     runnable: dict[str, Engine] = {}
-    results: list[GateResult] = []
     for spec in STAGES:
         if spec.engine:
             facts = PlanFacts(
@@ -118,14 +142,8 @@ def export_plans(
             passed = gate_compiled(
                 spec, card=card, embed=partial(run_network, networks["embedding"]), cases=cases
             )
-        if on_stage is not None:
-            on_stage(spec.name, passed)
-        results += passed
-    results += gate_events(
-        runnable, card=card, networks=networks, precision=precision, events=events, on_stage=on_stage
-    )
-    finish_engines(out, card=card, results=results)
-    return results
+        yield spec.name, passed
+    yield gate_events(runnable, card=card, networks=networks, precision=precision, events=events)
 
 
 def find_tensorrt() -> tuple[str, Gpu]:
