@@ -99,7 +99,7 @@ need-gpu: $(VENV)/dev
 		|| { echo "make: there is no GPU here"; exit 1; }
 
 .PHONY: bench-gpu
-bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on the GPU: ONNX engines, and TensorRT's if it is here
+bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on the GPU, and whether answers stay: with the engines that are here
 	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
 	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
 	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
@@ -114,6 +114,8 @@ bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on t
 
 define bench-gpu
 	$(BIN)/python -m tritrack.bench.gpu --engines $(1) --out bench/results events/samples build/gpu/pileup200 && \
+	$(BIN)/python -m tritrack.bench.repeats events/samples build/gpu/pileup0 --first 3 --first 2 --engines $(1) \
+		--device gpu --out bench/results/gpu-repeats-$(2).json && \
 	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(1) --device gpu --seconds 30 \
 		--out bench/results/gpu-packing-$(2).json && \
 	$(BIN)/python -m tritrack.bench.service build/gpu/pileup200 --engines $(1) --device gpu --threads 2 --in-flight 4 \
