@@ -159,7 +159,7 @@ DENSE := --events data/train200 --events data/train200-short --events data/train
 .PHONY: train
 # With more threads sums have another order, and a few thousand steps later the weights are others.
 train: export OMP_NUM_THREADS := 1
-train: $(VENV)/dev  ## Train the shipped model, from seeds alone (3 hours)
+train: $(VENV)/dev  ## Train the shipped model anew, from seeds alone, into weights/dense (3 hours)
 	$(BIN)/tritrack simulate data/train200 --events 40 --pileup 200 --seed 11 $(DIRTY)
 	$(BIN)/tritrack simulate data/train200-short --events 40 --pileup 200 --seed 12 --beamspot-z 5.5 $(DIRTY)
 	$(BIN)/tritrack simulate data/train40 --events 60 --pileup 40 --seed 13 $(DIRTY)

@@ -7,5 +7,7 @@ is what they are made of:
 - ``serving``: the ways to a server, and what they cost, for ``service`` and ``memory``;
 - ``costs``: how costs grow with an event, for ``scaling``, and what the machine allows, for ``floors``;
 - ``finders``: the peer, and every finder in its turn, for ``physics``, ``rules`` and ``compare``;
-- ``pages``: results as HTML, for ``report``.
+- ``pages``: results as HTML, for ``report``, ``compare`` and ``physics``.
+
+``candidates``, ``engine_rows``, ``event_sets``, ``machine``, ``quantiles`` and ``result`` are shared.
 """

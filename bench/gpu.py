@@ -108,7 +108,7 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the JSON file, gpu-CARD-tensorrt-PRECISION.json or gpu-CARD-onnx.json."
+            help="Folder for the JSON file, gpu-NAME-tensorrt-PRECISION.json or gpu-NAME-onnx.json, after the GPU."
         ),
     ],
     threads: Annotated[int, typer.Option(min=1, help="Threads of the stages on the host.")] = 2,
