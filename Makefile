@@ -104,22 +104,29 @@ bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on t
 	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
 	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
 		--out $(SCATTERED)
-	$(BIN)/python -c "from tritrack.stages.engine import cuda_is_there as f; raise SystemExit(not f())" \
-		|| { echo "make: ONNX Runtime has no CUDA here (onnxruntime-gpu), its engines are left out"; exit 0; }; \
-		$(call bench-gpu,$(SCATTERED),onnx)
-	$(BIN)/python -c "import tensorrt" 2>/dev/null \
-		|| { echo "make: TensorRT is not here, its engines are left out"; exit 0; }; \
-		$(BIN)/tritrack export --engine tensorrt --engines $(SCATTERED) --weights $(WEIGHTS) \
-			--events events/samples --out $(PLANS) && $(call bench-gpu,$(PLANS),tensorrt)
+	$(MAKE) --keep-going bench-gpu-onnx bench-gpu-tensorrt
 
-define bench-gpu
+.PHONY: bench-gpu-onnx bench-gpu-tensorrt
+bench-gpu-onnx:
+	if $(BIN)/python -c "from tritrack.stages.engine import cuda_is_there as f; raise SystemExit(not f())"; \
+		then $(call measure-on-gpu,$(SCATTERED),onnx); \
+		else echo "make: ONNX Runtime has no CUDA here (onnxruntime-gpu), its engines are left out"; fi
+
+bench-gpu-tensorrt:
+	if $(BIN)/python -c "import tensorrt" 2>/dev/null; \
+		then $(BIN)/tritrack export --engine tensorrt --engines $(SCATTERED) --weights $(WEIGHTS) \
+			--events events/samples --out $(PLANS) && $(call measure-on-gpu,$(PLANS),tensorrt); \
+		else echo "make: TensorRT is not here, its engines are left out"; fi
+
+# Whether answers stay comes last: it can fail.
+define measure-on-gpu
 	$(BIN)/python -m tritrack.bench.gpu --engines $(1) --out bench/results events/samples build/gpu/pileup200 && \
-	$(BIN)/python -m tritrack.bench.repeats events/samples build/gpu/pileup0 --first 3 --first 2 --engines $(1) \
-		--device gpu --out bench/results/gpu-repeats-$(2).json && \
 	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(1) --device gpu --seconds 30 \
 		--out bench/results/gpu-packing-$(2).json && \
 	$(BIN)/python -m tritrack.bench.service build/gpu/pileup200 --engines $(1) --device gpu --threads 2 --in-flight 4 \
-		--out bench/results/gpu-service-$(2).json
+		--out bench/results/gpu-service-$(2).json && \
+	$(BIN)/python -m tritrack.bench.repeats events/samples build/gpu/pileup0 --first 3 --first 2 --engines $(1) \
+		--device gpu --out bench/results/gpu-repeats-$(2).json
 endef
 
 # All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.

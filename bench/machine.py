@@ -9,13 +9,36 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritrack.failures import UsageError
+from tritrack.stages.placement import find_device
+from tritrack.stages.plan_file import find_gpu
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from tritrack.ensemble_repo.plan import DeviceKind
+    from tritrack.stages.plan_file import Gpu
 
 
 def describe_machine() -> dict[str, str | int]:
     """Return the processor's name and the cores that this process may use."""
     return {"cpu": _processor(), "cores": len(os.sched_getaffinity(0))}
+
+
+def gpu_of(device: DeviceKind) -> Gpu | None:
+    """Return the GPU that a measurement for a device runs on, None for the processor.
+
+    Raises
+    ------
+    UsageError
+        Where there is none, or torch, in whose memory the chain computes there, cannot use it.
+    """
+    if device == "cpu":
+        return None
+    gpu = find_gpu()
+    if gpu is None or find_device("GPU", 0) is None:
+        raise UsageError("--device gpu: there is no GPU here, or torch cannot use it")
+    return gpu
 
 
 def describe_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -18,16 +18,16 @@ import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.bench.machine import describe_machine, describe_versions, gpu_of
 from tritrack.ensemble_repo.plan import DeviceKind  # noqa: TC001 (typer reads the annotations)
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
-from tritrack.failures import UsageError, one_sentence
+from tritrack.failures import one_sentence
 from tritrack.service.client import TrackFinder
 from tritrack.service.protocol import make_packs
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
-from tritrack.stages.plan_file import find_gpu, plan_file, read_facts
+from tritrack.stages.plan_file import plan_file, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,9 +143,7 @@ def main(
     device: Annotated[DeviceKind, typer.Option(help="What the repository is rendered for.")] = "cpu",
 ) -> None:
     """Send sets of events to the ensemble and to the fused model, packed and not, and write JSON."""
-    gpu = find_gpu() if device == "gpu" else None
-    if device == "gpu" and gpu is None:
-        raise UsageError("bench.packing: there is no GPU here, which --device gpu wants")
+    gpu = gpu_of(device)
     plan = engines / plan_file("gnn")
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
     rows: list[Row] = []
@@ -155,7 +153,7 @@ def main(
             engines=engines, out=repository, server="embedded", device=device, threads=threads, fused=True
         )
         with (
-            Server(repository, models=models) as server,
+            Server(repository, models=models, start_timeout=TIMEOUT) as server,
             TrackFinder(server.url, model=models[0], timeout=TIMEOUT) as ensemble,
             TrackFinder(server.url, model=models[1], timeout=TIMEOUT) as fused,
         ):

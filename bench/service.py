@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritrack.bench.event_sets import for_each, read_sets
+from tritrack.bench.machine import gpu_of
 from tritrack.bench.result import make_header, write_result
 from tritrack.bench.serving.in_process import InProcess, digest
 from tritrack.bench.serving.processes import family, processor_seconds
@@ -37,12 +38,11 @@ from tritrack.bench.serving.service_cost import (
 from tritrack.bench.serving.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
 from tritrack.ensemble_repo.plan import DeviceKind, plan_chain
 from tritrack.ensemble_repo.render import render_repository
-from tritrack.failures import UsageError, one_sentence
+from tritrack.failures import one_sentence
 from tritrack.service.client import TrackFinder
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
 from tritrack.stages.contract import CUT_STEP, TRACK_LABEL
-from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -417,9 +417,7 @@ def main(
     ] = "cpu",
 ) -> None:
     """Time sets of events in process and through a server, and write JSON."""
-    gpu = find_gpu() if device == "gpu" else None
-    if device == "gpu" and gpu is None:
-        raise UsageError("bench.service: there is no GPU here, which --device gpu wants")
+    gpu = gpu_of(device)
     card = read_card(engines)
     sets = read_sets(events, first=first)
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]

@@ -12,6 +12,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from tritrack.ensemble_repo.plan import (
     BACKEND,
+    GPU,
     NATIVE,
     ON_GPU,
     ONE_EACH,
@@ -138,7 +139,11 @@ def _step_config(
         backend=step.backend,
         input=_tensors(triton.ModelInput, step.inputs, sizes),
         output=_tensors(triton.ModelOutput, step.outputs, sizes),
-        instance_group=[triton.ModelInstanceGroup(count=count, kind=f"KIND_{device.upper()}")],
+        instance_group=[
+            triton.ModelInstanceGroup(
+                count=count, kind=f"KIND_{device.upper()}", gpus=[GPU] if device == "gpu" else []
+            )
+        ],
     )
     if step.backend in ("python", BACKEND):
         _set_parameters(config, identity | {"threads": str(threads), "computes": step.computes})

@@ -70,6 +70,9 @@ CUTS_OF_STEP = {
 ON_GPU = "on_gpu"
 """Parameter of a step: its inputs that the steps before it leave on the GPU."""
 
+GPU = 0
+"""Which GPU the steps run on. Triton would put an instance on each, and tensors would go from one to the other."""
+
 IN_FLIGHT = 4
 """Events at the model's limits that a server's pool of GPU memory has room for, if nothing else is said."""
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 
-from tritrack.ensemble_repo.plan import CONFIG_FILE, PYTHON_FILES
+from tritrack.ensemble_repo.plan import CONFIG_FILE, GPU, PYTHON_FILES
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import CUT_STEP, GNN_STAGE, HITS, SERVED_STEPS
-from tritrack.stages.plan_file import check_plan, count_gpus, find_gpu, plan_file
+from tritrack.stages.plan_file import check_plan, find_gpu, plan_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,8 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
 def gpu_arguments(repository: Path, *, models: Sequence[str] = (), in_flight: int) -> list[str]:
     """Return the server's arguments for its pool of GPU memory, where it keeps the tensors between the steps.
 
-    What the pool has no room for Triton puts into the host's memory, without a word to anybody.
+    What the pool has no room for goes into the host's memory. There must be no pool of pinned memory, which would come
+    first: Triton's Python backend takes that for a GPU's and leaves the tensor unwritten, without a word.
 
     Parameters
     ----------
@@ -123,14 +124,16 @@ def gpu_arguments(repository: Path, *, models: Sequence[str] = (), in_flight: in
     Returns
     -------
     list of str
-        One for each GPU; none where nothing that is loaded wants one.
+        None where nothing that is loaded wants a GPU.
     """
     there = [path.name for path in repository.iterdir() if path.is_dir()]
     if not _on_gpu(repository, models or there):
         return []
     card = read_card(next(repository.glob(f"*/*/{CARD_FILE}")).parent)
-    pool = in_flight * gpu_memory_at_limits(card)
-    return [f"--cuda-memory-pool-byte-size={gpu}:{pool}" for gpu in range(count_gpus())]
+    return [
+        f"--cuda-memory-pool-byte-size={GPU}:{in_flight * gpu_memory_at_limits(card)}",
+        "--pinned-memory-pool-byte-size=0",
+    ]
 
 
 def _on_gpu(repository: Path, models: Sequence[str]) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 
 # Before a session: ONNX Runtime's CUDA provider finds the CUDA libraries that torch has loaded.
 import torch
 
+from tritrack.stages.card import CardError
 from tritrack.stages.engine import CPU, CUDA, open_session
-from tritrack.stages.placement import Array, to_device
+from tritrack.stages.placement import Array, addressable, to_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,25 +49,33 @@ class DeviceEngine:
         self._spec = spec
         self._device = torch.device(device)
         self._number = self._device.index or 0
-        provider = CUDA if self._device.type == "cuda" else CPU
-        self._session = open_session(path, threads=threads, provider=provider, device_id=self._number)
+        on_gpu = self._device.type == "cuda"
+        if on_gpu and not torch.cuda.is_available():
+            raise CardError(f"{path}: torch, which gives it memory there, uses no GPU here")
+        self._session = open_session(
+            path, threads=threads, provider=CUDA if on_gpu else CPU, device_id=self._number
+        )
+        self._run = onnxruntime.RunOptions()
+        if on_gpu:
+            # What an event took is given back: the next one's shapes are others, and would not fit into it.
+            self._run.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._number}")
         self._free = [dim if isinstance(dim, int) else None for dim in self._session.get_outputs()[0].shape]
 
     def __call__(self, *inputs: Array) -> Array:
         """Run the network once."""
         on_host = any(isinstance(array, np.ndarray) for array in inputs)
-        tensors = [to_device(array, str(self._device)).contiguous() for array in inputs]
+        tensors = [addressable(to_device(array, str(self._device))) for array in inputs]
         (output,) = self._spec.engine
         result: Any = torch.empty(self._output_shape(tensors), dtype=torch.float32, device=self._device)
-        binding = self._session.io_binding()
-        for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
-            self._bind(binding.bind_input, spec.name, tensor, spec.dtype)
-        self._bind(binding.bind_output, output.name, result, output.dtype)
         if self._device.type == "cuda":
             # ONNX Runtime has a stream of its own, and does not wait for what makes the inputs on torch's; the other
             # way round it returns when the output is there.
             torch.cuda.current_stream(self._device).synchronize()
-        self._session.run_with_iobinding(binding)
+        binding = self._session.io_binding()
+        for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
+            self._bind(binding.bind_input, spec.name, tensor, spec.dtype)
+        self._bind(binding.bind_output, output.name, result, output.dtype)
+        self._session.run_with_iobinding(binding, self._run)
         found: Array = result.cpu().numpy() if on_host else result
         return found
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 TILE_ROWS, TILE_COLUMNS = 2048, 16_384
 """Hits that are compared at once: 134 MB of distances."""
 
-_ROUGH = 1e-5
-"""Of the squares: what the matrix product may be wrong by, in float32 and up to a hundred dimensions."""
+_ROUGH = {"highest": 1e-5, "high": 2e-3, "medium": 2e-2}
+"""Of the squares: what the matrix product may be wrong by, up to a hundred dimensions; by the precision that torch is
+allowed, float32, TF32 or bfloat16 (NVIDIA's images allow TF32)."""
 
 
 def radius_graph(
@@ -187,7 +188,8 @@ def _roughly_near(points: _Points, tile: _Tile, *, squared: float) -> tuple[Tens
     a, b = slice(tile.first_row, tile.last_row), slice(tile.first_column, tile.last_column)
     rows, columns = points.norm[a, None], points.norm[None, b]
     rough = rows + columns - 2.0 * (points.centred[a] @ points.centred[b].T)
-    near = torch.nonzero(rough <= squared + _ROUGH * (rows + columns))
+    wrong_by = _ROUGH[torch.get_float32_matmul_precision()]
+    near = torch.nonzero(rough <= squared + wrong_by * (rows + columns))
     return near[:, 0] + tile.first_row, near[:, 1] + tile.first_column
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", "NDArray[Any]", "Tensor")
 """Either of them, the same throughout a function."""
 
+_ALIGNMENT = 256
+"""Bytes; the hits of a later event of a pack begin anywhere."""
+
 _copied = 0
 
 
@@ -39,7 +42,8 @@ def find_device(kind: str, number: int) -> str | None:
         import torch
     except ModuleNotFoundError:
         return None
-    return f"cuda:{number}" if number < torch.cuda.device_count() else None
+    # The count alone is the driver's: torch may be built for none, or for a newer one.
+    return f"cuda:{number}" if torch.cuda.is_available() and number < torch.cuda.device_count() else None
 
 
 def namespace(array: NDArray[Any] | Tensor) -> Any:
@@ -74,6 +78,12 @@ def to_device(array: NDArray[Any] | Tensor, device: str) -> Tensor:
         # Of a read-only array torch would warn, were it not copied.
         return torch.tensor(np.ascontiguousarray(array), device=device)
     return array.to(device)
+
+
+def addressable(tensor: Tensor) -> Tensor:
+    """Return the tensor itself where a library can take its address, or a copy: whole, and aligned as TensorRT asks for."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 @overload

@@ -9,7 +9,7 @@ import tensorrt as trt
 import torch
 
 from tritrack.stages.card import CardError
-from tritrack.stages.placement import Array, to_device
+from tritrack.stages.placement import Array, addressable, to_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,13 @@ class PlanEngine:
         if engine is None:
             raise CardError(f"{path}: TensorRT {trt.__version__} cannot load this engine")
         self._engine: trt.ICudaEngine = engine
-        self._context: trt.IExecutionContext = engine.create_execution_context()
+        # It would keep the memory of the profile's largest event, which is all that a GPU has.
+        context: trt.IExecutionContext | None = engine.create_execution_context(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if context is None:
+            raise CardError(f"{path}: TensorRT has no memory for this engine's context")
+        self._context: trt.IExecutionContext = context
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, *inputs: Array) -> Array:
@@ -57,19 +63,26 @@ class PlanEngine:
         # What made the inputs may still be at work, on the stream that the caller is on.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            tensors = [to_device(array, "cuda").contiguous() for array in inputs]
+            tensors = [addressable(to_device(array, "cuda")) for array in inputs]
             for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
                 if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
                     raise CardError(
                         f"{self._path}: {spec.name} of shape {list(tensor.shape)} is outside of its profile"
                     )
-                self._context.set_tensor_address(spec.name, tensor.data_ptr())
+                self._set_address(spec.name, tensor)
             shape = tuple(self._context.get_tensor_shape(output.name))
             result: Any = torch.empty(shape, dtype=torch.float32, device="cuda")
-            self._context.set_tensor_address(output.name, result.data_ptr())
+            self._set_address(output.name, result)
+            n_bytes = int(self._context.update_device_memory_size_for_shapes())
+            scratch = torch.empty(max(n_bytes, 1), dtype=torch.uint8, device="cuda")
+            self._context.set_device_memory(scratch.data_ptr(), n_bytes)
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise CardError(f"{self._path}: TensorRT failed to run it")
         self._stream.synchronize()
         result.record_stream(torch.cuda.current_stream())
         found: Array = result.cpu().numpy() if on_host else result
         return found
+
+    def _set_address(self, name: str, tensor: torch.Tensor) -> None:
+        if not self._context.set_tensor_address(name, tensor.data_ptr()):
+            raise CardError(f"{self._path}: TensorRT does not take the address of {name}")

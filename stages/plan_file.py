@@ -128,16 +128,6 @@ def check_plan(plan: Path) -> PlanFacts:
     return facts
 
 
-def count_gpus() -> int:
-    """Return the GPUs that CUDA sees; 0 without a driver."""
-    count = ctypes.c_int()
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    return 0 if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) else count.value
-
-
 def find_gpu() -> Gpu | None:
     """Return the GPU that CUDA takes where none is named; None without a driver or a GPU."""
     try:

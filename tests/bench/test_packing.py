@@ -86,5 +86,5 @@ def test_without_a_gpu_it_says_so(small_engines, tmp_path):
     ]
     done = subprocess.run([*command, "--device", "gpu"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "tritrack: bench.packing: there is no GPU here, which --device gpu wants\n"
+    assert done.stderr == "tritrack: --device gpu: there is no GPU here, or torch cannot use it\n"
     assert not out.exists()

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from tritrack.bench.repeats import RepeatError, Result, Row, repeat_event, require_steady
+from tritrack.bench.repeats import RepeatError, Result, Row, changing_share, repeat_event, require_steady
 from tritrack.bench.result import read_result
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
@@ -72,8 +72,16 @@ def test_edges_and_tracks_that_come_and_go_are_counted(small_engines):
 def test_an_event_without_edges(small_engines):
     row = repeat_event(chain_of(small_engines), drawn_event(1), events="drawn", repeats=2)
     assert row == Row(
-        events="drawn", event_id=7, n_hits=1, n_edges=0, score_spread=0.0, other_edges=0, other_tracks=0.0
+        events="drawn",
+        event_id=7,
+        n_hits=1,
+        n_edges=0,
+        score_spread=0.0,
+        other_edges=0,
+        n_tracks=0,
+        other_tracks=0.0,
     )
+    assert changing_share([row]) == 0.0
 
 
 def test_the_command_writes_what_stays(small_engines, tmp_path):
@@ -87,8 +95,12 @@ def test_the_command_writes_what_stays(small_engines, tmp_path):
     assert (result.header.measurement, result.gpu, result.repeats) == ("repeats", None, 2)
     assert [(row.event_id, row.n_hits) for row in result.rows] == [(0, 300), (1, 200)]
     assert result.ratios() == {"tracks that stay": 1.0}
-    worse = replace(result, rows=(*result.rows, replace(result.rows[0], other_tracks=0.25)))
-    assert worse.ratios() == {"tracks that stay": 0.75}
     require_steady(result.rows)
-    with pytest.raises(RepeatError, match=r"^event 0 of drawn: 25\.000% of the tracks change .*, 0\.1% may$"):
+    steady, unsteady = (
+        replace(result.rows[0], n_tracks=n, other_tracks=share) for n, share in ((300, 0.0), (100, 0.01))
+    )
+    worse = replace(result, rows=(steady, unsteady))
+    assert worse.ratios() == {"tracks that stay": pytest.approx(0.9975)}
+    with pytest.raises(RepeatError, match=r"^0\.250% of the tracks change from run to run, 0\.1% may$"):
         require_steady(worse.rows)
+    require_steady((steady, steady, steady, unsteady))

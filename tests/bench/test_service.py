@@ -274,7 +274,7 @@ def command_of(*options: str | Path) -> list[str | Path]:
 def test_without_a_gpu_it_says_so(drawn, small_engines, tmp_path):
     command = command_of(drawn, "--engines", small_engines, "--out", tmp_path / "no.json", "--device", "gpu")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stderr == "tritrack: bench.service: there is no GPU here, which --device gpu wants\n"
+    assert done.stderr == "tritrack: --device gpu: there is no GPU here, or torch cannot use it\n"
     assert done.returncode == 2
 
 

@@ -189,6 +189,7 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         values = {key: value.string_value for key, value in config.parameters.items()}
         kind = model_config_pb2.ModelInstanceGroup.Kind.Name(config.instance_group[0].kind)
         assert kind == f"KIND_{device.upper()}"
+        assert list(config.instance_group[0].gpus) == ([0] if device == "gpu" else [])
         assert config.backend == step.backend
         if step.backend != "onnxruntime":
             assert values["card_sha256"] == CARD.hash

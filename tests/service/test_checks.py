@@ -158,17 +158,16 @@ def test_shared_memory_is_checked(
 
 
 def test_the_pool_of_gpu_memory_holds_what_is_in_flight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     card = served_card(tmp_path, max_edges=10_000)
     # HITS, EMBEDDING and TRACK_LABEL of a hit; EDGE_INDEX and a score of a pair, and again of an edge that is left.
     at_limits = 1000 * (12 + 32 + 8) + (1_000_000 + 10_000) * (8 + 4)
     assert repository.gpu_memory_at_limits(card) == at_limits
-    monkeypatch.setattr(repository, "count_gpus", lambda: 2)
     assert repository.gpu_arguments(tmp_path, in_flight=3) == []
     config = tmp_path / "graph" / "config.pbtxt"
     config.write_text("instance_group { count: 1 kind: KIND_GPU }")
-    wanted = [f"--cuda-memory-pool-byte-size={gpu}:{3 * at_limits}" for gpu in (0, 1)]
+    wanted = [f"--cuda-memory-pool-byte-size=0:{3 * at_limits}", "--pinned-memory-pool-byte-size=0"]
     assert repository.gpu_arguments(tmp_path, in_flight=3) == wanted
     assert repository.gpu_arguments(tmp_path, models=["graph"], in_flight=3) == wanted
     assert repository.gpu_arguments(tmp_path, models=["embedding"], in_flight=3) == []

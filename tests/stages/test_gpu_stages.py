@@ -133,6 +133,21 @@ def test_tiles_do_not_show(device, monkeypatch, sizes, k):
     np.testing.assert_array_equal(search(device, hits, embedding, **how), wanted)
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_rough_products_lose_no_pair(device, precision):
+    """Where torch may round what it multiplies, more pairs are looked at."""
+    hits, embedding = cloud(n_hits=2000, dim=8, seed=2)
+    how = {"radius": 0.3, "windows": OPEN, "max_pairs": 1 << 30}
+    wanted = graph.radius_graph(hits, embedding, **how)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = search(device, hits, embedding, **how)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(found, wanted)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
 def test_wild_graphs(n_hits, dim, seed, at_one_place, far):
