@@ -39,17 +39,18 @@ def components(hits: Tensor, edge_index: Tensor, edge_score: Tensor, *, cut: flo
         a, b = first[inner], first[outer]
         hooked = first.scatter_reduce(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
         if torch.equal(hooked, first):
-            return _number(first)
-        first = _follow(hooked)
+            return number_by_first(first)
+        first = follow(hooked)
 
 
-def _follow(first: Tensor) -> Tensor:
+def follow(first: Tensor) -> Tensor:
+    """Follow pointers from hit to hit to their end (pointer jumping)."""
     while not torch.equal(further := first[first], first):
         first = further
     return first
 
 
-def _number(first: Tensor) -> Tensor:
+def number_by_first(first: Tensor) -> Tensor:
     """Give components numbers by their first hits, and those of too few hits none."""
     is_track = torch.bincount(first, minlength=first.numel()) >= MIN_TRACK_HITS
     number = torch.where(is_track, torch.cumsum(is_track, 0) - 1, NO_TRACK)

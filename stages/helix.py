@@ -21,12 +21,12 @@ MIN_HELIX_HITS = 4
 
 # Tolerances, chosen on simulated events of pile-up 40 and 200: a constant for the resolution, and for scattering a
 # part that grows with the curvature (1 GeV in 2 T is a radius of 1667 mm) and the length of the track; and a bound.
-_ACROSS, _ACROSS_SCATTERED, _ACROSS_MOST = 0.2, 1.5, 4.0  # mm, mm, mm
-_ALONG, _ALONG_SCATTERED, _ALONG_MOST = 1.0, 6.0, 12.0  # of the resolution
+ACROSS, ACROSS_SCATTERED, ACROSS_MOST = 0.2, 1.5, 4.0  # mm, mm, mm
+ALONG, ALONG_SCATTERED, ALONG_MOST = 1.0, 6.0, 12.0  # of the resolution
 # In a real solenoid the field falls off towards its ends: a track's curvature changes on its way there. A path, whose
 # every four hits are on one helix, is allowed that; what joins must fit without.
 PATH_FIELD, JOIN_FIELD = 0.012, 0.0  # of length^2 / radius
-_SOLENOID, _FIELD_MOST = 3000.0, 6.0  # mm
+SOLENOID, FIELD_MOST = 3000.0, 6.0  # mm
 
 # A particle crosses a surface once. Surfaces that overlap are half a millimetre apart or more.
 ONE_SURFACE = 0.4  # mm of depth
@@ -152,10 +152,10 @@ def tolerances(
         Across the field in mm; along z in units of a hit's resolution; and what comes to that, in mm.
     """
     scattered = length / radius
-    across = min(_ACROSS + _ACROSS_SCATTERED * scattered, _ACROSS_MOST)
+    across = min(ACROSS + ACROSS_SCATTERED * scattered, ACROSS_MOST)
     # On a disk it is the radius that is measured, and a slope turns its error into one of z.
-    along = min(_ALONG + _ALONG_SCATTERED * scattered, _ALONG_MOST) * max(1.0, abs(slope))
-    bend = min(field * length * scattered * reach / _SOLENOID, _FIELD_MOST)
+    along = min(ALONG + ALONG_SCATTERED * scattered, ALONG_MOST) * max(1.0, abs(slope))
+    bend = min(field * length * scattered * reach / SOLENOID, FIELD_MOST)
     return across + bend, along, bend * max(1.0, abs(slope))
 
 
@@ -326,7 +326,7 @@ def join_groups(
         a, b = _root(root, first[pair]), _root(root, second[pair])
         if a == b or max(size[a], size[b]) < MIN_HELIX_HITS:
             continue
-        hits = _merged(head[a], head[b], after, size[a] + size[b])
+        hits = merged(head[a], head[b], after, size[a] + size[b])
         if is_one_helix(points[hits]):
             root[b] = a
             size[a] = hits.size
@@ -345,7 +345,8 @@ def _root(root: NDArray[np.int64], group: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _merged(a: int, b: int, after: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def merged(a: int, b: int, after: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return the n hits of two lists in order; they begin with hits a and b, and ``after`` tells which hit comes next."""
     hits = np.empty(n, dtype=np.int64)
     for place in range(n):
         if b < 0 or (0 <= a < b):

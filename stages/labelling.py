@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.helix import drop_strays, join_groups, measured
+from tritrack.stages.mutual import drop_all_strays, join_mutually, mutual_paths
 from tritrack.stages.paths import linked_paths
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     Labelling = Callable[..., NDArray[np.int64]]
 
 
-_SCORE_STEPS = np.float32(1024)
+SCORE_STEPS = np.float32(1024)
 
 # Of `helix`, chosen on simulated events of pile-up 40 and 200.
-_SURE = 0.99
+SURE = 0.99
 JOINING_LINK = 0.005
 
 
@@ -124,6 +125,37 @@ def helix(
     return number_tracks(tracks[rank])
 
 
+def mutual(
+    hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
+) -> NDArray[np.int64]:
+    """Label as :func:`helix` does, but join only what both sides choose: every step is one for many threads.
+
+    1. Paths of links that both of their hits choose (:func:`tritrack.stages.mutual.mutual_paths`), where
+       :func:`helix` takes out the best path again and again.
+    2. Of each path the hits that lie on one helix stay, as there.
+    3. Tracks and free hits join where each is the other's best partner, again and again
+       (:func:`tritrack.stages.mutual.join_mutually`), where :func:`helix` tries one pair after the other.
+
+    Parameters and return value are those of :func:`components`.
+    """
+    rank = _ranks(hits)
+    points = np.empty((rank.size, 5), dtype=np.float64)
+    points[rank] = measured(hits)
+    counted = edge_score >= min(JOINING_LINK, cut)
+    low, high, score = _links(rank, edge_index[:, counted], edge_score[counted])
+    likely = score >= cut
+    gain = log_odds(score[likely]) - log_odds(np.array(cut))
+    tracks = number_tracks(mutual_paths(low[likely], high[likely], gain, points))
+    members = np.argsort(tracks, kind="stable")
+    starts = np.searchsorted(tracks[members], np.arange(tracks.max(initial=NO_TRACK) + 2))
+    keep = tracks >= 0
+    drop_all_strays(points, members, starts, keep)
+    tracks[~keep] = NO_TRACK
+    group = number_groups(number_tracks(tracks))
+    tried = score >= JOINING_LINK
+    return number_tracks(join_mutually(points, group, low[tried], high[tried], score[tried])[rank])
+
+
 def _ranks(hits: NDArray[np.float32]) -> NDArray[np.int64]:
     """Rank hits from the inside; equal distances are settled by position, not by index."""
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
@@ -170,7 +202,7 @@ def _paths_of_links(
 
 def log_odds(score: NDArray[np.float64]) -> NDArray[np.float64]:
     """In steps of 1/256, so that sums are exact; within what a score can be trusted to say."""
-    score = np.clip(score, 1.0 - _SURE, _SURE)
+    score = np.clip(score, 1.0 - SURE, SURE)
     steps: NDArray[np.float64] = np.rint(np.log(score / (1.0 - score)) * 256.0) / 256.0
     return steps
 
@@ -184,9 +216,7 @@ def _join(
 ) -> NDArray[np.int64]:
     """Join tracks and free hits; every hit has a number in the result."""
     n_hits = tracks.size
-    alone = np.where(tracks < 0, n_hits + np.arange(n_hits), tracks)
-    _, first, group = np.unique(alone, return_index=True, return_inverse=True)
-    group = np.argsort(np.argsort(first))[group]
+    group = number_groups(tracks)
     a, b = group[low], group[high]
     tried = (score >= JOINING_LINK) & (a != b)
     a, b = np.minimum(a, b)[tried], np.maximum(a, b)[tried]
@@ -198,13 +228,21 @@ def _join(
     return group
 
 
+def number_groups(tracks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for each track, and for each hit on none, from 0 by first hit; int64 [n_hits]."""
+    alone = np.where(tracks < 0, tracks.size + np.arange(tracks.size), tracks)
+    _, first, group = np.unique(alone, return_index=True, return_inverse=True)
+    number: NDArray[np.int64] = np.argsort(np.argsort(first))[group]
+    return number
+
+
 def round_scores(edge_score: NDArray[np.float32]) -> NDArray[np.float32]:
     """Round scores to steps of 1/1024, at least one step.
 
     Two particles can leave hits at one place, with the same scores but for the last digits: which of them a
     path takes must not depend on the engine's rounding. Sums of such steps are exact, too.
     """
-    rounded: NDArray[np.float32] = np.maximum(np.rint(edge_score * _SCORE_STEPS), 1) / _SCORE_STEPS
+    rounded: NDArray[np.float32] = np.maximum(np.rint(edge_score * SCORE_STEPS), 1) / SCORE_STEPS
     return rounded
 
 
@@ -212,6 +250,7 @@ LABELLINGS: dict[LabellingMethod, Labelling] = {
     "components": components,
     "walkthrough": walkthrough,
     "helix": helix,
+    "mutual": mutual,
 }
 """The labellings by the name that a model card gives them."""
 

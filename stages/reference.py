@@ -14,6 +14,8 @@ from tritrack.stages.helix import measured
 from tritrack.stages.labelling import round_scores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from tritrack.stages.card import Windows
@@ -177,6 +179,32 @@ def helix_labels(
 
     Parameters and return value as in :func:`tritrack.stages.labelling.helix`.
     """
+    return _labels_along_helices(
+        hits, edge_index, edge_score, cut=cut, find_paths=_likely_paths, join=_joined
+    )
+
+
+def mutual_labels(
+    hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
+) -> NDArray[np.int64]:
+    """Find paths of links that both hits choose, drop strays, join what chooses each other.
+
+    Parameters and return value as in :func:`tritrack.stages.labelling.mutual`.
+    """
+    return _labels_along_helices(
+        hits, edge_index, edge_score, cut=cut, find_paths=_mutual_paths, join=_joined_mutually
+    )
+
+
+def _labels_along_helices(
+    hits: NDArray[np.float32],
+    edge_index: NDArray[np.int32],
+    edge_score: NDArray[np.float32],
+    *,
+    cut: float,
+    find_paths: Callable[..., list[list[int]]],
+    join: Callable[..., list[list[int]]],
+) -> NDArray[np.int64]:
     points = helix.measured(hits)
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
     order = sorted(range(len(hits)), key=lambda hit: (distance[hit], *hits[hit].tolist()))
@@ -188,12 +216,12 @@ def helix_labels(
             score[pair] = max(score.get(pair, 0.0), float(rounded))
     links = sorted(score, key=lambda pair: (place[pair[1]], place[pair[0]]))
     likely = {pair: score[pair] for pair in links if score[pair] >= cut}
-    paths = _likely_paths(points, likely, cut=cut)
+    paths = find_paths(points, likely, cut=cut)
     groups = [_without_strays(points, path) for path in paths if len(path) >= MIN_TRACK_HITS]
     groups = [group for group in groups if group]
     taken = {hit for group in groups for hit in group}
     groups += [[hit] for hit in order if hit not in taken]
-    groups = _joined(points, groups, score, place)
+    groups = join(points, groups, score, place)
     labels = np.full(len(hits), NO_TRACK, dtype=np.int64)
     whole = [group for group in groups if len(group) >= MIN_TRACK_HITS]
     for number, group in enumerate(sorted(whole, key=min)):
@@ -225,6 +253,77 @@ def _likely_paths(
             return paths
         paths.append(path)
         gain = {pair: value for pair, value in gain.items() if not set(pair) & set(path)}
+
+
+def _mutual_paths(
+    points: NDArray[np.float64], score: dict[tuple[int, int], float], *, cut: float
+) -> list[list[int]]:
+    """Return paths of links that both of their hits choose; ``score`` in the order of the outer hits, then the inner ones."""
+    gain = {
+        pair: float(labelling.log_odds(np.array(value)) - labelling.log_odds(np.array(cut)))
+        for pair, value in score.items()
+    }
+    steps = {
+        (z, a, b): own + 0.5 * gain.get((z, b), 0.0)
+        for (a, b), own in gain.items()
+        for (z, middle) in gain
+        if middle == a
+    }
+    steps = {hits: step for hits, step in steps.items() if step > 0.0 and _one_helix(points[list(hits)])}
+    path, rest = {pair: max(own, 0.0) for pair, own in gain.items()}, dict.fromkeys(gain, 0.0)
+    for a, b in gain:
+        ways = [
+            path[z, a] + steps[z, a, b]
+            for (z, m) in gain
+            if (z, a, b) in steps and m == a and path[z, a] > 0.0
+        ]
+        path[a, b] = max(path[a, b], *ways, 0.0)
+    for a, b in reversed(gain):
+        for z, m in gain:
+            if m == a and (z, a, b) in steps:
+                rest[z, a] = max(rest[z, a], rest[a, b] + steps[z, a, b])
+    over = {pair: path[pair] + rest[pair] for pair in gain if path[pair] > 0.0}
+    into = {hit: max((pair for pair in over if pair[1] == hit), key=over.__getitem__) for _, hit in over}
+    out = {hit: max((pair for pair in over if pair[0] == hit), key=over.__getitem__) for hit, _ in over}
+    after = {a: b for a, b in over if into[b] == out[a] == (a, b)}
+    paths = [[hit] for hit in after if hit not in after.values()]
+    for found in paths:
+        while found[-1] in after:
+            found.append(after[found[-1]])
+    return paths
+
+
+def _joined_mutually(
+    points: NDArray[np.float64],
+    groups: list[list[int]],
+    score: dict[tuple[int, int], float],
+    place: dict[int, int],
+) -> list[list[int]]:
+    by_first = sorted(groups, key=lambda group: min(place[hit] for hit in group))
+    current = dict(enumerate(by_first))
+    while True:
+        number = {hit: i for i, group in current.items() for hit in group}
+        linked: dict[tuple[int, int], float] = {}
+        for (a, b), value in score.items():
+            pair = (min(number[a], number[b]), max(number[a], number[b]))
+            if value >= labelling.JOINING_LINK and pair[0] != pair[1]:
+                linked[pair] = linked.get(pair, 0.0) + value
+        merged = {
+            (i, j): sorted(current[i] + current[j], key=lambda hit: place[hit])
+            for i, j in sorted(linked, key=lambda pair: (-linked[pair], pair))
+            if max(len(current[i]), len(current[j])) >= helix.MIN_HELIX_HITS
+        }
+        merged = {pair: both for pair, both in merged.items() if _one_helix(points[both])}
+        best: dict[int, tuple[int, int]] = {}
+        for pair in merged:
+            for i in pair:
+                best.setdefault(i, pair)
+        chosen = [pair for pair in merged if best[pair[0]] == best[pair[1]] == pair]
+        if not chosen:
+            return list(current.values())
+        for i, j in chosen:
+            current[i] = merged[i, j]
+            del current[j]
 
 
 def _joined(

@@ -165,7 +165,7 @@ def make_stage(
 
 def _has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bool:
     if spec is LABELLING_STAGE:
-        return cuts.labelling == "components"
+        return cuts.labelling in ("components", "mutual")
     # Any function stands for an engine; what takes tensors of a device says so.
     return spec in (GRAPH_STAGE, CUT_STEP) or getattr(engine, "on_device", False)
 
@@ -193,7 +193,7 @@ def stage_function(
         search = _search_on_device(cuts) if on_device else _search_on_host(cuts)
         return partial(search, radius=cuts.radius, windows=cuts.windows, max_pairs=limits.max_pairs)
     if spec is LABELLING_STAGE:
-        label = _components_on_device() if on_device else _labelling_on_host(cuts)
+        label = _labelling_on_device(cuts) if on_device else _labelling_on_host(cuts)
         return partial(label, cut=cuts.gnn_cut)
     select = partial(select_edges, cut=cuts.filter_cut, max_edges=limits.max_edges)
     if spec is CUT_STEP:
@@ -229,10 +229,11 @@ def _labelling_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int64]]:
     return LABELLINGS[cuts.labelling]
 
 
-def _components_on_device() -> Callable[..., Tensor]:
+def _labelling_on_device(cuts: Cuts) -> Callable[..., Tensor]:
     from tritrack.stages.components_gpu import components
+    from tritrack.stages.mutual_gpu import mutual
 
-    return components
+    return mutual if cuts.labelling == "mutual" else components
 
 
 def _on_linked_hits(network: Callable[[Array, Array], Array], hits: Array, edge_index: Array) -> Array:

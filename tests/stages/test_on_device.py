@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -213,6 +214,21 @@ def test_the_entry_checks_hits_wherever_they_lie(small_engines, device):
         np.testing.assert_array_equal(hits, REQUESTS["a pack"]["HITS"])
         with pytest.raises(ContractError, match="HITS: 2 of 2 rows hold NaN"):
             enter(place({"HITS": np.full((2, 3), np.nan, np.float32)}, device, which))
+
+
+@pytest.mark.parametrize("request_of", REQUESTS)
+def test_mutual_has_a_form_on_the_device(small_engines, device, request_of):
+    card = read_card(small_engines)
+    point = card.point("fast")
+    point = replace(point, cuts=replace(point.cuts, labelling="mutual"))
+    card = replace(card, working_points={"fast": point}, default="fast")
+    networks = {spec.name: load_engine(spec, small_engines, threads=1) for spec in STAGES if spec.engine}
+    there, here = (Pipeline(card=card, engines=networks, device=where) for where in (device, None))
+    assert there.stages[-1].device == device
+    hits, offsets = REQUESTS[request_of]["HITS"], REQUESTS[request_of].get("EVENT_OFFSETS")
+    found = there.find(hits, event_offsets=offsets)
+    np.testing.assert_array_equal(found, here.find(hits, event_offsets=offsets))
+    assert request_of not in ("an event", "a pack") or found.max() > 5
 
 
 def test_what_has_no_form_on_a_device_stays_on_the_host(small_engines):

@@ -1,0 +1,265 @@
+"""The labelling `mutual` on tensors, wherever they lie: what `tritrack.stages.labelling.mutual` gives, on a GPU.
+
+Steps of paths, tracks and pairs of groups are computed all at once; only the best paths, the rounds of joins, and what
+follows pointers to their end take turns, some tens of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tritrack.stages.components_gpu import follow, number_by_first
+from tritrack.stages.contract import NO_TRACK
+from tritrack.stages.helix import MIN_HELIX_HITS
+from tritrack.stages.helix_gpu import are_one_helix, measured, on_one_helix
+from tritrack.stages.labelling import JOINING_LINK, SCORE_STEPS, SURE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_AT_ONCE = 1 << 22
+"""Places of pairs of groups that are tried at once."""
+
+
+def mutual(hits: Tensor, edge_index: Tensor, edge_score: Tensor, *, cut: float) -> Tensor:
+    """Label paths of links that both of their hits choose, kept to helices and joined.
+
+    Parameters
+    ----------
+    hits
+        float32 [n_hits, 3], x, y, z in mm.
+    edge_index
+        int32 [2, n_edges], on the same device.
+    edge_score
+        float32 [n_edges], on that device.
+    cut
+        Lowest score of a path's link.
+
+    Returns
+    -------
+    Tensor
+        TRACK_LABEL, int64 [n_hits], on that device.
+    """
+    rank = _ranks(hits)
+    points = torch.empty((rank.numel(), 5), dtype=torch.float64, device=hits.device)
+    points[rank] = measured(hits)
+    low, high, score = _links(rank, edge_index, edge_score, least=min(JOINING_LINK, cut))
+    likely = score >= cut
+    gain = _log_odds(score[likely]) - _log_odds(torch.tensor(cut, dtype=torch.float64, device=hits.device))
+    tracks = number_by_first(_mutual_paths(low[likely], high[likely], gain, points))
+    tracks = torch.where(_without_strays(points, tracks), tracks, NO_TRACK)
+    tried = score >= JOINING_LINK
+    group = _join(points, _number_groups(tracks), low[tried], high[tried], score[tried])
+    # A hit's group is known by its first hit in the order of the ranks; the numbers are by the first as sent.
+    return number_by_first(_first_of(group[rank]))
+
+
+def lexsort(keys: Sequence[Tensor]) -> Tensor:
+    """Return the order by several keys, the last one first, as NumPy's."""
+    order = torch.argsort(keys[0], stable=True)
+    for key in keys[1:]:
+        order = order[torch.argsort(key[order], stable=True)]
+    return order
+
+
+def _ranks(hits: Tensor) -> Tensor:
+    squares = hits.double().square()
+    distance = squares[:, 0] + squares[:, 1] + squares[:, 2]
+    rank = torch.empty(hits.shape[0], dtype=torch.int64, device=hits.device)
+    rank[lexsort([hits[:, 2], hits[:, 1], hits[:, 0], distance])] = torch.arange(
+        hits.shape[0], device=hits.device
+    )
+    return rank
+
+
+def _links(
+    rank: Tensor, edge_index: Tensor, edge_score: Tensor, *, least: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return edges by rank, each once, sorted by (outer, inner), with rounded scores."""
+    counted = edge_score >= torch.tensor(least, dtype=torch.float32, device=edge_score.device)
+    one, other = rank[edge_index[:, counted].long()]
+    low, high = torch.minimum(one, other), torch.maximum(one, other)
+    score = torch.round(edge_score[counted] * float(SCORE_STEPS)).clamp(min=1.0) / float(SCORE_STEPS)
+    order = lexsort([-score, low, high])
+    low, high, score = low[order], high[order], score[order].double()
+    new = low != high
+    new[1:] &= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+    return low[new], high[new], score[new]
+
+
+def _log_odds(score: Tensor) -> Tensor:
+    score = score.clamp(1.0 - SURE, SURE)
+    return torch.round(torch.log(score / (1.0 - score)) * 256.0) / 256.0
+
+
+def _mutual_paths(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> Tensor:
+    """Return the innermost hit of each hit's path, as `tritrack.stages.mutual.mutual_paths` does."""
+    n_hits, n_links = points.shape[0], low.numel()
+    link, before, step = _steps(low, high, gain, points)
+    start = gain.clamp(min=0.0)
+    path = start
+    while True:
+        good = path[before] > 0.0
+        longer = start.scatter_reduce(0, link[good], (path[before] + step)[good], "amax")
+        if torch.equal(longer, path):
+            break
+        path = longer
+    rest = torch.zeros_like(start)
+    while True:
+        longer = torch.zeros_like(start).scatter_reduce(0, before, rest[link] + step, "amax")
+        if torch.equal(longer, rest):
+            break
+        rest = longer
+    over = torch.where(path > 0.0, path + rest, 0.0)
+    number = torch.arange(n_links, device=low.device)
+    chosen = []
+    for end in (high, low):
+        best = torch.zeros(n_hits, dtype=over.dtype, device=low.device).scatter_reduce(0, end, over, "amax")
+        is_best = (over > 0.0) & (over == best[end])
+        none = torch.full((n_hits,), n_links, device=low.device)
+        chosen.append(none.scatter_reduce(0, end[is_best], number[is_best], "amin")[end] == number)
+    both = chosen[0] & chosen[1]
+    first = torch.arange(n_hits, device=low.device)
+    first[high[both]] = low[both]
+    return follow(first)
+
+
+def _steps(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the steps that may be taken: a link, the one before it, and what the step gains."""
+    n_hits = points.shape[0]
+    ends_at = torch.searchsorted(high, torch.arange(n_hits + 1, device=high.device))
+    count = ends_at[low + 1] - ends_at[low]
+    link = torch.repeat_interleave(torch.arange(low.numel(), device=low.device), count)
+    begin = torch.cumsum(count, 0) - count
+    before = ends_at[low[link]] + torch.arange(link.numel(), device=low.device) - begin[link]
+    key, wanted = high * n_hits + low, high[link] * n_hits + low[before]
+    skipping = torch.searchsorted(key, wanted).clamp(max=max(low.numel() - 1, 0))
+    step = gain[link] + 0.5 * torch.where(key[skipping] == wanted, gain[skipping], 0.0)
+    good = step > 0.0
+    link, before, step = link[good], before[good], step[good]
+    three = points[torch.stack([low[before], low[link], high[link]], dim=1)]
+    good = are_one_helix(three, torch.ones_like(three[..., 0], dtype=torch.bool))
+    return link[good], before[good], step[good]
+
+
+def _without_strays(points: Tensor, tracks: Tensor) -> Tensor:
+    """Tell which hits stay on their tracks, bool [n_hits]: of a track of three hits, all."""
+    keep = tracks >= 0
+    members, starts, sizes = _members(tracks[keep], keep.nonzero()[:, 0], n_groups=0)
+    long = (sizes >= MIN_HELIX_HITS).nonzero()[:, 0]
+    if long.numel():
+        hits, there = _rows(members, starts[long], sizes[long])
+        keep[hits[there]] = on_one_helix(points[hits], there)[there]
+    return keep
+
+
+def _members(group: Tensor, hits: Tensor, *, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hits sorted by their groups, and where each group begins and how many it has."""
+    members = hits[torch.argsort(group, stable=True)]
+    sizes = torch.bincount(group, minlength=n_groups)
+    return members, torch.cumsum(sizes, 0) - sizes, sizes
+
+
+def _rows(members: Tensor, starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hits of groups as rows, and where there are such; elsewhere stands some hit."""
+    place = torch.arange(int(sizes.max()), device=members.device)
+    there = place < sizes[:, None]
+    at = (starts[:, None] + place).clamp(max=members.numel() - 1)
+    return members[at], there
+
+
+def _number_groups(tracks: Tensor) -> Tensor:
+    """Return a number for each track, and for each hit on none, from 0 by first hit."""
+    alone = torch.where(
+        tracks < 0, tracks.numel() + torch.arange(tracks.numel(), device=tracks.device), tracks
+    )
+    first = _first_of(alone)
+    is_first = first == torch.arange(tracks.numel(), device=tracks.device)
+    return (torch.cumsum(is_first, 0) - 1)[first]
+
+
+def _first_of(group: Tensor) -> Tensor:
+    """Return the first hit of each hit's group."""
+    n_hits = group.numel()
+    hit = torch.arange(n_hits, device=group.device)
+    most = int(group.max()) + 1 if n_hits else 0
+    first = torch.full((most,), n_hits, device=group.device).scatter_reduce(0, group, hit, "amin")
+    return first[group]
+
+
+def _join(points: Tensor, group: Tensor, low: Tensor, high: Tensor, score: Tensor) -> Tensor:
+    """Join groups that are each other's best partners, as `tritrack.stages.mutual.join_mutually` does."""
+    n_hits = group.numel()
+    n_groups = int(group.max()) + 1 if n_hits else 0
+    one, other = torch.minimum(group[low], group[high]), torch.maximum(group[low], group[high])
+    known = torch.zeros_like(one, dtype=torch.bool)
+    fits = torch.zeros_like(known)
+    while True:
+        one, other, score, known, fits = _each_pair_once(one, other, score, known, fits, n_groups)
+        members, starts, sizes = _members(group, torch.arange(n_hits, device=group.device), n_groups=n_groups)
+        untried = (~known & (torch.maximum(sizes[one], sizes[other]) >= MIN_HELIX_HITS)).nonzero()[:, 0]
+        fits[untried] = _fit_together(points, members, starts, sizes, one[untried], other[untried])
+        known[untried] = True
+        fitting = fits.nonzero()[:, 0]
+        order = fitting[lexsort([other[fitting], one[fitting], -score[fitting]])]
+        place = torch.arange(order.numel(), device=order.device)
+        best = torch.full((n_groups,), order.numel(), device=order.device)
+        best = best.scatter_reduce(0, one[order], place, "amin").scatter_reduce(
+            0, other[order], place, "amin"
+        )
+        chosen = order[(best[one[order]] == place) & (best[other[order]] == place)]
+        if not chosen.numel():
+            return group
+        into = torch.arange(n_groups, device=group.device)
+        into[other[chosen]] = one[chosen]
+        changed = torch.zeros(n_groups, dtype=torch.bool, device=group.device)
+        changed[one[chosen]] = True
+        group, one, other = into[group], into[one], into[other]
+        one, other = torch.minimum(one, other), torch.maximum(one, other)
+        anew = changed[one] | changed[other]
+        known, fits = known & ~anew, fits & ~anew
+
+
+def _each_pair_once(
+    one: Tensor, other: Tensor, score: Tensor, known: Tensor, fits: Tensor, n_groups: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Add up the scores of each pair of groups; what one group has with itself is left out."""
+    apart = one != other
+    pair, number = torch.unique(one[apart] * n_groups + other[apart], return_inverse=True)
+    total = torch.zeros(pair.numel(), dtype=score.dtype, device=score.device).index_add(
+        0, number, score[apart]
+    )
+    # What is there more than once has changed: nothing is known of it.
+    of_pair = [
+        torch.zeros_like(pair, dtype=torch.bool).index_put((number,), some[apart]) for some in (known, fits)
+    ]
+    return pair // max(n_groups, 1), pair % max(n_groups, 1), total, of_pair[0], of_pair[1]
+
+
+def _fit_together(
+    points: Tensor, members: Tensor, starts: Tensor, sizes: Tensor, one: Tensor, other: Tensor
+) -> Tensor:
+    """Tell of pairs of groups whether one helix fits both, bool [n_pairs]."""
+    fits = torch.zeros_like(one, dtype=torch.bool)
+    if not one.numel():
+        return fits
+    together = sizes[one] + sizes[other]
+    # Pairs of like size at once: rows are as long as the longest.
+    by_size = torch.argsort(together)
+    at_once = max(_AT_ONCE // int(together.max()), 1)
+    for begin in range(0, one.numel(), at_once):
+        some = by_size[begin : begin + at_once]
+        rows, there = zip(
+            *(_rows(members, starts[side[some]], sizes[side[some]]) for side in (one, other)), strict=True
+        )
+        # Hits of the inside first, and what is no hit last.
+        hits = (
+            torch.where(torch.cat(there, dim=1), torch.cat(rows, dim=1), points.shape[0]).sort(dim=1).values
+        )
+        hits = hits[:, : int(together[some].max())]
+        real = hits < points.shape[0]
+        fits[some] = are_one_helix(points[hits.clamp(max=points.shape[0] - 1)], real)
+    return fits
