@@ -22,23 +22,12 @@ from tritrack.bench.costs.counts import Count, count_stages, tensors_of
 from tritrack.bench.costs.rates import Device, Probes, timed
 from tritrack.bench.costs.traffic import count_network
 from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.stages import device_functions
 from tritrack.events.source import read_all
 from tritrack.export.network import export_network
 from tritrack.failures import UsageError, one_sentence
-from tritrack.stages import components_gpu, graph_gpu
 from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
-from tritrack.stages.contract import (
-    EDGE_INDEX,
-    EDGE_SCORE,
-    EMBEDDING,
-    EMBEDDING_STAGE,
-    FILTER_STAGE,
-    GNN_STAGE,
-    GRAPH_STAGE,
-    HITS,
-    LABELLING_STAGE,
-    STAGES,
-)
+from tritrack.stages.contract import EDGE_INDEX, STAGES
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.weights import load_weights
 
@@ -51,9 +40,6 @@ if TYPE_CHECKING:
     from tritrack.bench.costs.counts import Arrays
     from tritrack.bench.costs.traffic import NetworkCost
     from tritrack.events.event import Event
-
-COMPONENTS = components_gpu.components.__name__
-"""In the place of a labelling: the one that a GPU has."""
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: tuple[Clock, ...] = get_args(Clock)
@@ -94,7 +80,7 @@ class Row:
     event_id, n_hits, n_pairs, n_edges
         The event, and the pairs that graph and filter give.
     device, stage
-        Where it ran. On "cuda" the networks are torch's, and the labelling is "components".
+        Where it ran. On "cuda" the networks are torch's.
     count
         What it must do.
     seconds
@@ -172,7 +158,7 @@ class Result:
 def device_stages(
     pipeline: Pipeline, networks: Mapping[str, nn.Module], tensors: Sequence[Arrays], *, device: Device
 ) -> dict[str, Callable[[], Tensor]]:
-    """Return the stages on tensors that stay on a device: graph and components compiled for it, networks in torch."""
+    """Return the stages on tensors that stay on a device: graph and labelling where they have a form for it, networks in torch."""
 
     def there(stage: int, *names: str) -> list[Tensor]:
         return [torch.from_numpy(np.ascontiguousarray(tensors[stage][name])).to(device) for name in names]
@@ -187,26 +173,15 @@ def device_stages(
 
         return run
 
-    cuts = pipeline.card.point(pipeline.working_point).cuts
-    begin = {spec.name: place for place, spec in enumerate(STAGES)}
-    hits_and_pairs = (HITS.name, EDGE_INDEX.name)
-    return {
-        EMBEDDING_STAGE.name: network("embedding", *there(begin["embedding"], HITS.name)),
-        GRAPH_STAGE.name: partial(
-            graph_gpu.radius_graph,
-            *there(begin["graph"], HITS.name, EMBEDDING.name),
-            radius=cuts.radius,
-            windows=cuts.windows,
-            max_pairs=pipeline.card.limits.max_pairs,
-        ),
-        FILTER_STAGE.name: network("filter", *there(begin["filter"], *hits_and_pairs)),
-        GNN_STAGE.name: network("gnn", *there(begin["gnn"], *hits_and_pairs)),
-        COMPONENTS: partial(
-            components_gpu.components,
-            *there(begin["labelling"], *hits_and_pairs, EDGE_SCORE.name),
-            cut=cuts.gnn_cut,
-        ),
-    }
+    functions = device_functions(pipeline)
+    stages: dict[str, Callable[[], Tensor]] = {}
+    for place, spec in enumerate(STAGES):
+        inputs = there(place, *(tensor.name for tensor in spec.inputs))
+        if spec.engine:
+            stages[spec.name] = network(spec.name, *inputs)
+        elif spec in functions:
+            stages[spec.name] = partial(functions[spec], *inputs)
+    return stages
 
 
 def measure_event(
@@ -272,7 +247,6 @@ def measure(
     for event in events:
         tensors = tensors_of(pipeline, event.hits)
         counts = count_stages(pipeline, tensors, costs)
-        counts[COMPONENTS] = counts[LABELLING_STAGE.name]
         for device in devices:
             stages: Mapping[str, Callable[[], object]] = (
                 {

@@ -1,7 +1,7 @@
 """What each stage costs on a GPU: ``python -m tritrack.bench.gpu --engines ENGINES --out FOLDER EVENTS...``.
 
 The chain in process with tensors that stay on the device wherever a stage has a form for it; of TensorRT's engines also
-with arrays of the host between the stages; and the graph and the components alone on tensors.
+with arrays of the host between the stages; and graph and labelling alone on tensors.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +19,10 @@ import torch
 import typer
 
 from tritrack.bench.machine import describe_machine, describe_versions
-from tritrack.bench.stages import StageTime, time_event
+from tritrack.bench.stages import StageTime, device_functions, time_event
 from tritrack.events.source import read_all
 from tritrack.failures import UsageError, one_sentence
-from tritrack.stages import components_gpu, graph_gpu
-from tritrack.stages.contract import EDGE_INDEX, EDGE_SCORE, EMBEDDING, HITS
+from tritrack.stages.contract import GRAPH_STAGE, HITS
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.plan_file import find_gpu, plan_file, read_facts
 
@@ -52,40 +52,28 @@ def time_device_chain(
 
 
 def time_device_stages(pipeline: Pipeline, event: Event, *, device: str, repeats: int) -> list[StageTime]:
-    """Run graph and components on a device's tensors, once to warm up and then ``repeats`` times.
+    """Run graph and labelling on a device's tensors, once to warm up and then ``repeats`` times.
 
-    The inputs are the chain's own; copies to and from the device are not counted.
+    The inputs are the chain's own; copies to and from the device are not counted. A labelling without a form for a
+    device is left out.
     """
     tensors: dict[str, NDArray[Any]] = {HITS.name: event.hits}
     for stage in pipeline.stages[:-1]:
         tensors |= stage(tensors)
-    hits, embedding, edges, score = (
-        torch.from_numpy(tensors[spec.name]).to(device) for spec in (HITS, EMBEDDING, EDGE_INDEX, EDGE_SCORE)
-    )
-    cuts = pipeline.card.point(pipeline.working_point).cuts
-
-    def graph() -> Tensor:
-        return graph_gpu.radius_graph(
-            hits,
-            embedding,
-            radius=cuts.radius,
-            windows=cuts.windows,
-            max_pairs=pipeline.card.limits.max_pairs,
+    there = {name: torch.from_numpy(array).to(device) for name, array in tensors.items()}
+    rows = []
+    for spec, function in device_functions(pipeline).items():
+        run = partial(function, *(there[tensor.name] for tensor in spec.inputs))
+        rows.append(
+            StageTime(
+                event_id=event.event_id,
+                n_hits=event.n_hits,
+                stage=f"{spec.name} on {device}",
+                n_edges=run().shape[1] if spec is GRAPH_STAGE else None,
+                seconds=_seconds(run, device=device, repeats=repeats),
+            )
         )
-
-    def components() -> Tensor:
-        return components_gpu.components(hits, edges, score, cut=cuts.gnn_cut)
-
-    return [
-        StageTime(
-            event_id=event.event_id,
-            n_hits=event.n_hits,
-            stage=f"{function.__name__} on {device}",
-            n_edges=n_edges,
-            seconds=_seconds(function, device=device, repeats=repeats),
-        )
-        for function, n_edges in ((graph, graph().shape[1]), (components, None))
-    ]
+    return rows
 
 
 def _seconds(function: Callable[[], Tensor], *, device: str, repeats: int) -> tuple[float, ...]:

@@ -14,11 +14,15 @@ import typer
 from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.events.source import read_all
 from tritrack.failures import one_sentence
-from tritrack.stages.contract import EDGE_INDEX
+from tritrack.stages.contract import EDGE_INDEX, GRAPH_STAGE, LABELLING_STAGE, StageSpec
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.stage import has_device_form, stage_function
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from tritrack.events.event import Event
 
@@ -44,6 +48,17 @@ class StageTime:
     stage: str
     n_edges: int | None
     seconds: tuple[float, ...]
+
+
+def device_functions(pipeline: Pipeline) -> dict[StageSpec, Callable[..., Tensor]]:
+    """Return what computes the stages without a network on tensors of a device, for those that have a form for one."""
+    card = pipeline.card
+    cuts = card.point(pipeline.working_point).cuts
+    return {
+        spec: stage_function(spec, card=card, cuts=cuts, engine=None, on_device=True)
+        for spec in (GRAPH_STAGE, LABELLING_STAGE)
+        if has_device_form(spec, cuts=cuts, engine=None)
+    }
 
 
 def time_event(pipeline: Pipeline, event: Event, *, repeats: int) -> list[StageTime]:

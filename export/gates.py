@@ -14,13 +14,12 @@ from tritrack.physics.selection import TARGETS
 from tritrack.stages.chains import in_chains
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING
 from tritrack.stages.graph import radius_graph
-from tritrack.stages.labelling import components, helix, mutual, walkthrough
+from tritrack.stages.labelling import components, helix, walkthrough
 from tritrack.stages.networks import run_network
 from tritrack.stages.reference import (
     chained_pairs,
     component_labels,
     helix_labels,
-    mutual_labels,
     path_labels,
     radius_pairs,
 )
@@ -221,13 +220,11 @@ def gate_labelling(*, cut: float) -> list[GateResult]:
             "components": components(hits, edges, score, cut=cut),
             "walkthrough": walkthrough(hits, edges, score, cut=cut),
             "helix": helix(hits, edges, score, cut=cut),
-            "mutual": mutual(hits, edges, score, cut=cut),
         }
         wanted = {
             "components": component_labels(n_hits, edges, score, cut=cut),
             "walkthrough": path_labels(hits, edges, score, cut=cut),
             "helix": helix_labels(hits, edges, score, cut=cut),
-            "mutual": mutual_labels(hits, edges, score, cut=cut),
         }
         results += [
             GateResult(

@@ -28,7 +28,7 @@ def engine_file(stage: str) -> str:
 
 
 GraphMethod = Literal["radius", "knn"]
-LabellingMethod = Literal["components", "walkthrough", "helix", "mutual"]
+LabellingMethod = Literal["components", "walkthrough", "helix"]
 WorkingPointName = Literal["fast", "balanced", "best"]
 Precision = Literal["fp32", "fp16", "bf16"]
 """What the inner layers of an engine compute in; its tensors at the boundary are the contract's in each."""

@@ -276,7 +276,7 @@ def _most_agreeing(points: Floats) -> Mask:
     return best
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, parallel=True, nogil=True)
 def drop_strays(points: Floats, members: NDArray[np.int64], starts: NDArray[np.int64], keep: Mask) -> None:
     """Say which hits of each track stay: those on one helix; of a track of three, all.
 
@@ -289,70 +289,7 @@ def drop_strays(points: Floats, members: NDArray[np.int64], starts: NDArray[np.i
     keep
         bool [n_hits]; set to False for the others.
     """
-    for track in range(starts.size - 1):
+    for track in numba.prange(starts.size - 1):
         hits = members[starts[track] : starts[track + 1]]
         if hits.size >= MIN_HELIX_HITS:
             keep[hits] = on_one_helix(points[hits])
-
-
-@numba.njit(cache=True, nogil=True)
-def join_groups(
-    points: Floats,
-    group: NDArray[np.int64],
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-) -> None:
-    """Join groups of hits, pair by pair, where the larger has four hits and one helix fits all of both.
-
-    Parameters
-    ----------
-    points
-        float64 [n_hits, 5], of :func:`measured`, from the inside outwards.
-    group
-        int64 [n_hits], each hit's group, numbered from 0 by first hit; changed in place.
-    first, second
-        int64 [n_pairs], pairs of groups, in the order in which they are tried.
-    """
-    n_groups = group.max() + 1 if group.size else 0
-    head = np.full(n_groups, -1, dtype=np.int64)
-    after = np.full(group.size, -1, dtype=np.int64)
-    size = np.zeros(n_groups, dtype=np.int64)
-    root = np.arange(n_groups)
-    for hit in range(group.size - 1, -1, -1):
-        after[hit] = head[group[hit]]
-        head[group[hit]] = hit
-        size[group[hit]] += 1
-    for pair in range(first.size):
-        a, b = _root(root, first[pair]), _root(root, second[pair])
-        if a == b or max(size[a], size[b]) < MIN_HELIX_HITS:
-            continue
-        hits = merged(head[a], head[b], after, size[a] + size[b])
-        if is_one_helix(points[hits]):
-            root[b] = a
-            size[a] = hits.size
-            head[a] = hits[0]
-            after[hits[:-1]] = hits[1:]
-    for hit in range(group.size):
-        group[hit] = _root(root, group[hit])
-
-
-@numba.njit(cache=True, nogil=True)
-def _root(root: NDArray[np.int64], group: int) -> int:
-    while root[group] != group:
-        root[group] = root[root[group]]
-        group = root[group]
-    return group
-
-
-@numba.njit(cache=True, nogil=True)
-def merged(a: int, b: int, after: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Return the n hits of two lists in order; they begin with hits a and b, and ``after`` tells which hit comes next."""
-    hits = np.empty(n, dtype=np.int64)
-    for place in range(n):
-        if b < 0 or (0 <= a < b):
-            hits[place] = a
-            a = after[a]
-        else:
-            hits[place] = b
-            b = after[b]
-    return hits

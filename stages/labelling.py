@@ -11,9 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
-from tritrack.stages.helix import drop_strays, join_groups, measured
-from tritrack.stages.mutual import drop_all_strays, join_mutually, mutual_paths
-from tritrack.stages.paths import linked_paths
+from tritrack.stages.helix import drop_strays, measured
+from tritrack.stages.paths import join_mutually, mutual_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,44 +96,13 @@ def helix(
 ) -> NDArray[np.int64]:
     """Label paths of likely links whose hits lie on one helix.
 
-    1. Paths, as in :func:`walkthrough`, but with the largest sum of log-odds above those of the cut, in which
-       links that skip a hit of the path count too, and only along helices
-       (:func:`tritrack.stages.paths.linked_paths`).
+    1. Paths of links that both of their hits choose: the links of the path with the largest sum of log-odds above
+       those of the cut, in which links that skip a hit of the path count too, and only along helices
+       (:func:`tritrack.stages.paths.mutual_paths`).
     2. Of each path the hits that lie on one helix stay, and the others are free again; four is the least
        (:func:`tritrack.stages.helix.on_one_helix`).
-    3. Tracks and free hits that any link of some score joins, and one helix fits, become one track; those with
-       most links first (:func:`tritrack.stages.helix.join_groups`).
-
-    Parameters and return value are those of :func:`components`.
-    """
-    rank = _ranks(hits)
-    points = np.empty((rank.size, 5), dtype=np.float64)
-    points[rank] = measured(hits)
-    counted = edge_score >= min(JOINING_LINK, cut)
-    low, high, score = _links(rank, edge_index[:, counted], edge_score[counted])
-    likely = score >= cut
-    tracks = number_tracks(
-        _paths_of_links(rank.size, low[likely], high[likely], score[likely], cut=cut, points=points)
-    )
-    members = np.argsort(tracks, kind="stable")
-    starts = np.searchsorted(tracks[members], np.arange(tracks.max(initial=NO_TRACK) + 2))
-    keep = tracks >= 0
-    drop_strays(points, members, starts, keep)
-    tracks[~keep] = NO_TRACK
-    tracks = _join(points, number_tracks(tracks), low, high, score)
-    return number_tracks(tracks[rank])
-
-
-def mutual(
-    hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
-) -> NDArray[np.int64]:
-    """Label as :func:`helix` does, but join only what both sides choose: every step is one for many threads.
-
-    1. Paths of links that both of their hits choose (:func:`tritrack.stages.mutual.mutual_paths`), where
-       :func:`helix` takes out the best path again and again.
-    2. Of each path the hits that lie on one helix stay, as there.
-    3. Tracks and free hits join where each is the other's best partner, again and again
-       (:func:`tritrack.stages.mutual.join_mutually`), where :func:`helix` tries one pair after the other.
+    3. Tracks and free hits that a link of some score joins, and one helix fits, become one track where each is the
+       other's best partner; again and again (:func:`tritrack.stages.paths.join_mutually`).
 
     Parameters and return value are those of :func:`components`.
     """
@@ -149,7 +117,7 @@ def mutual(
     members = np.argsort(tracks, kind="stable")
     starts = np.searchsorted(tracks[members], np.arange(tracks.max(initial=NO_TRACK) + 2))
     keep = tracks >= 0
-    drop_all_strays(points, members, starts, keep)
+    drop_strays(points, members, starts, keep)
     tracks[~keep] = NO_TRACK
     group = number_groups(number_tracks(tracks))
     tried = score >= JOINING_LINK
@@ -159,8 +127,14 @@ def mutual(
 def _ranks(hits: NDArray[np.float32]) -> NDArray[np.int64]:
     """Rank hits from the inside; equal distances are settled by position, not by index."""
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    order = np.argsort(distance, kind="stable")
+    ahead = np.flatnonzero(distance[order[1:]] == distance[order[:-1]])
+    if ahead.size:  # few, and four keys take four times as long
+        tied = np.union1d(ahead, ahead + 1)
+        some = order[tied]
+        order[tied] = some[np.lexsort((*hits[some, 2::-1].T, distance[some]))]
     rank = np.empty(distance.size, dtype=np.int64)
-    rank[np.lexsort((hits[:, 2], hits[:, 1], hits[:, 0], distance))] = np.arange(distance.size)
+    rank[order] = np.arange(distance.size)
     return rank
 
 
@@ -169,35 +143,14 @@ def _links(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return edges by rank, each once, sorted by (outer, inner), with rounded scores."""
     one, other = rank[edge_index]
-    low, high = np.minimum(one, other), np.maximum(one, other)
-    score = round_scores(edge_score).astype(np.float64)
-    order = np.lexsort((-score, low, high))
-    low, high, score = low[order], high[order], score[order]
-    new = low != high
-    new[1:] &= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    return low[new], high[new], score[new]
-
-
-def _paths_of_links(
-    n_hits: int,
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    score: NDArray[np.float64],
-    *,
-    cut: float,
-    points: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    by_inner = np.lexsort((high, low))
-    ranks = np.arange(n_hits + 1)
-    return linked_paths(
-        low,
-        high,
-        log_odds(score) - log_odds(np.array(cut)),
-        np.searchsorted(low[by_inner], ranks),
-        by_inner,
-        np.searchsorted(high, ranks),
-        points,
-    )
+    apart = one != other
+    one, other = one[apart], other[apart]
+    key = np.maximum(one, other) * rank.size + np.minimum(one, other)
+    order = np.argsort(key, kind="stable")
+    key, score = key[order], round_scores(edge_score[apart]).astype(np.float64)[order]
+    starts = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if key.size else np.empty(0, dtype=np.int64)
+    high, low = np.divmod(key[starts], max(rank.size, 1))
+    return low, high, np.maximum.reduceat(score, starts) if starts.size else score
 
 
 def log_odds(score: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -205,27 +158,6 @@ def log_odds(score: NDArray[np.float64]) -> NDArray[np.float64]:
     score = np.clip(score, 1.0 - SURE, SURE)
     steps: NDArray[np.float64] = np.rint(np.log(score / (1.0 - score)) * 256.0) / 256.0
     return steps
-
-
-def _join(
-    points: NDArray[np.float64],
-    tracks: NDArray[np.int64],
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    score: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    """Join tracks and free hits; every hit has a number in the result."""
-    n_hits = tracks.size
-    group = number_groups(tracks)
-    a, b = group[low], group[high]
-    tried = (score >= JOINING_LINK) & (a != b)
-    a, b = np.minimum(a, b)[tried], np.maximum(a, b)[tried]
-    pairs, of_pair = np.unique(a * n_hits + b, return_inverse=True)
-    # Scores are multiples of 1/1024: their sums are exact.
-    linked = np.bincount(of_pair, weights=score[tried])
-    pairs = pairs[np.lexsort((pairs, -linked))]
-    join_groups(points, group, pairs // max(n_hits, 1), pairs % max(n_hits, 1))
-    return group
 
 
 def number_groups(tracks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -250,7 +182,6 @@ LABELLINGS: dict[LabellingMethod, Labelling] = {
     "components": components,
     "walkthrough": walkthrough,
     "helix": helix,
-    "mutual": mutual,
 }
 """The labellings by the name that a model card gives them."""
 

@@ -1,4 +1,4 @@
-"""Compiled loops of the labelling along helices: the likeliest path outwards, again and again.
+"""Paths of links, and joins of groups of hits, that both sides choose: compiled, and every step is one for many threads.
 
 Numba keeps compiled code by the file that it is in: after a change of `helix.py`, remove `stages/__pycache__`, or
 what is compiled here goes on with the functions of before.
@@ -6,201 +6,208 @@ what is compiled here goes on with the functions of before.
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 
-from tritrack.stages.helix import is_one_helix
+from tritrack.stages.helix import MIN_HELIX_HITS, is_one_helix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.stages.helix import Floats
 
+    Ints = NDArray[np.int64]
+    States = NDArray[np.int8]
 
-@numba.njit(cache=True, nogil=True)
-def linked_paths(
-    inner: NDArray[np.int64],
-    outer: NDArray[np.int64],
-    gain: NDArray[np.float64],
-    starts_at: NDArray[np.int64],
-    by_inner: NDArray[np.int64],
-    ends_at: NDArray[np.int64],
-    points: Floats,
-) -> NDArray[np.int64]:
-    """Take out the path with the largest gain, again and again; all hits are given by rank from the inside.
+_UNKNOWN, _FITS, _DOES_NOT = 0, 1, 2
 
-    The gain of a path is the sum of its edges' gains, and half of the gain of each edge that skips one of its hits,
-    where there is one. Every step of a path has a positive gain of its own: two good paths are not chained by a bad
-    link. And at every step the last four hits (three at a path's second step) are on one helix.
+
+def mutual_paths(low: Ints, high: Ints, gain: Floats, points: Floats) -> Ints:
+    """Return paths of links that both of their hits choose; all hits are given by rank from the inside.
+
+    The gain of a path is the sum of its links' gains, and half of the gain of each link that skips one of its hits,
+    where there is one. Every step of a path has a positive gain of its own, and its three hits are on one helix. A hit
+    chooses, of the links to hits further in and of those to hits further out, the one with the best path over it.
 
     Parameters
     ----------
-    inner, outer
-        int64 [n_edges], inner < outer, each pair once, sorted by (outer, inner).
+    low, high
+        int64 [n_links], low < high, each pair once, sorted by (high, low).
     gain
-        float64 [n_edges], multiples of a power of two, so that sums are exact.
-    starts_at, by_inner
-        Edges that start at hit h: ``by_inner[starts_at[h]:starts_at[h + 1]]``.
-    ends_at
-        Edges that end at hit h: ``ends_at[h]:ends_at[h + 1]``.
+        float64 [n_links], multiples of a power of two, so that sums are exact.
     points
         float64 [n_hits, 5], of :func:`tritrack.stages.helix.measured`.
 
     Returns
     -------
     ndarray
-        int64 [n_hits], number of each hit's path, or -1.
+        int64 [n_hits], the innermost hit of each hit's path.
     """
-    n_hits, n_edges = ends_at.size - 1, inner.size
-    track = np.full(n_hits, -1, dtype=np.int64)
-    best = np.zeros(n_edges, dtype=np.float64)  # gain of the best path that ends with the edge
-    previous = np.full(n_edges, -1, dtype=np.int64)  # the edge before it there
-    gone = np.zeros(n_edges, dtype=np.bool_)
-    ways = [(0.0, 0) for _ in range(0)]  # (minus the gain, last edge); outdated ones stay in it
-    changed = [0 for _ in range(0)]
-    for edge in range(n_edges):
-        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, points)
-        if best[edge] > 0.0:
-            ways.append((-best[edge], edge))
-    heapq.heapify(ways)
-    n_tracks = 0
-    while len(ways) > 0:
-        negative, edge = heapq.heappop(ways)
-        if gone[edge] or best[edge] != -negative:
-            continue
-        track[outer[edge]] = n_tracks
-        _take_out(outer[edge], outer, starts_at, by_inner, ends_at, gone, previous, changed)
-        while edge >= 0:
-            track[inner[edge]] = n_tracks
-            _take_out(inner[edge], outer, starts_at, by_inner, ends_at, gone, previous, changed)
-            edge = previous[edge]
-        n_tracks += 1
-        _find_next_ways(
-            ways, changed, inner, outer, gain, starts_at, by_inner, ends_at, gone, best, previous, points
-        )
-    return track
+    n_hits = points.shape[0]
+    ends_at = np.searchsorted(high, np.arange(n_hits + 1))
+    # Step s of a link follows the link ends_at[low] + s.
+    begins = np.concatenate([[0], np.cumsum(ends_at[low + 1] - ends_at[low])])
+    steps = _weigh_steps(low, high, gain, ends_at, begins, points)
+    return _choose_links(low, high, gain, ends_at, begins, steps)
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _weigh_steps(low: Ints, high: Ints, gain: Floats, ends_at: Ints, begins: Ints, points: Floats) -> Floats:
+    """Return what each step gains; 0 where it may not be taken."""
+    steps = np.zeros(begins[-1], dtype=np.float64)
+    for link in numba.prange(low.size):
+        three = np.empty((3, points.shape[1]), dtype=np.float64)
+        three[1], three[2] = points[low[link]], points[high[link]]
+        skipping, end = ends_at[high[link]], ends_at[high[link] + 1]
+        for step in range(begins[link], begins[link + 1]):
+            before = ends_at[low[link]] + step - begins[link]
+            while skipping < end and low[skipping] < low[before]:
+                skipping += 1
+            there = skipping < end and low[skipping] == low[before]
+            gained = gain[link] + 0.5 * (gain[skipping] if there else 0.0)
+            three[0] = points[low[before]]
+            if gained > 0.0 and is_one_helix(three):
+                steps[step] = gained
+    return steps
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_next_ways(
-    ways: list[tuple[float, int]],
-    changed: list[int],
-    inner: NDArray[np.int64],
-    outer: NDArray[np.int64],
-    gain: NDArray[np.float64],
-    starts_at: NDArray[np.int64],
-    by_inner: NDArray[np.int64],
-    ends_at: NDArray[np.int64],
-    gone: NDArray[np.bool_],
-    best: NDArray[np.float64],
-    previous: NDArray[np.int64],
-    points: Floats,
-) -> None:
-    """Find the next best way of what led through an edge that is gone, from the inside outwards."""
-    while len(changed) > 0:
-        edge = heapq.heappop(changed)
-        if gone[edge]:
-            continue
-        before, way = best[edge], previous[edge]
-        _find_best(edge, inner, outer, gain, ends_at, gone, best, previous, points)
-        if best[edge] != before or previous[edge] != way:
-            _add_followers(edge, True, outer, starts_at, by_inner, gone, previous, changed)
-        if best[edge] != before and best[edge] > 0.0:
-            heapq.heappush(ways, (-best[edge], edge))
+def _choose_links(low: Ints, high: Ints, gain: Floats, ends_at: Ints, begins: Ints, steps: Floats) -> Ints:
+    n_links, n_hits = low.size, ends_at.size - 1
+    path = np.maximum(gain, 0.0)  # best that ends with the link
+    for link in range(n_links):
+        for step in range(begins[link], begins[link + 1]):
+            before = ends_at[low[link]] + step - begins[link]
+            if steps[step] > 0.0 and path[before] > 0.0:
+                path[link] = max(path[link], path[before] + steps[step])
+    rest = np.zeros(n_links, dtype=np.float64)  # best that goes on from the link
+    for link in range(n_links - 1, -1, -1):
+        for step in range(begins[link], begins[link + 1]):
+            before = ends_at[low[link]] + step - begins[link]
+            if steps[step] > 0.0:
+                rest[before] = max(rest[before], rest[link] + steps[step])
+    into = np.full(n_hits, -1, dtype=np.int64)
+    out = np.full(n_hits, -1, dtype=np.int64)
+    for link in range(n_links):
+        over = path[link] + rest[link] if path[link] > 0.0 else 0.0
+        for hit, chosen in ((high[link], into), (low[link], out)):
+            best = chosen[hit]
+            if over > (path[best] + rest[best] if best >= 0 else 0.0):
+                chosen[hit] = link
+    first = np.arange(n_hits)
+    for hit in range(n_hits):
+        link = into[hit]
+        if link >= 0 and out[low[link]] == link:
+            first[hit] = first[low[link]]
+    return first
 
 
-@numba.njit(cache=True, nogil=True)
-def _find_best(
-    edge: int,
-    inner: NDArray[np.int64],
-    outer: NDArray[np.int64],
-    gain: NDArray[np.float64],
-    ends_at: NDArray[np.int64],
-    gone: NDArray[np.bool_],
-    best: NDArray[np.float64],
-    previous: NDArray[np.int64],
-    points: Floats,
-) -> None:
-    middle, last = inner[edge], outer[edge]
-    best[edge] = max(gain[edge], 0.0)
-    previous[edge] = -1
-    skipping, end = ends_at[last], ends_at[last + 1]
-    for before in range(ends_at[middle], ends_at[middle + 1]):
-        if gone[before] or best[before] <= 0.0:
-            continue
-        while skipping < end and inner[skipping] < inner[before]:
-            skipping += 1
-        there = skipping < end and inner[skipping] == inner[before]
-        step = gain[edge] + 0.5 * (gain[skipping] if there else 0.0)
-        if (
-            step > 0.0
-            and best[before] + step > best[edge]
-            and _on_helix(before, edge, inner, outer, previous, points)
-        ):
-            best[edge] = best[before] + step
-            previous[edge] = before
+def join_mutually(points: Floats, group: Ints, low: Ints, high: Ints, score: Floats) -> Ints:
+    """Join groups of hits that are each other's best partners, again and again.
 
+    Of the groups that a group has links to, and that one helix fits together with it, the one with the largest sum
+    of scores is its best partner (of several the first pair). One of the two has four hits or more.
 
-@numba.njit(cache=True, nogil=True)
-def _take_out(
-    hit: int,
-    outer: NDArray[np.int64],
-    starts_at: NDArray[np.int64],
-    by_inner: NDArray[np.int64],
-    ends_at: NDArray[np.int64],
-    gone: NDArray[np.bool_],
-    previous: NDArray[np.int64],
-    changed: list[int],
-) -> None:
-    """Remove a hit's edges and note the edges whose best way came over them."""
-    gone[ends_at[hit] : ends_at[hit + 1]] = True
-    for place in range(starts_at[hit], starts_at[hit + 1]):
-        edge = by_inner[place]
-        if not gone[edge]:
-            gone[edge] = True
-            _add_followers(edge, False, outer, starts_at, by_inner, gone, previous, changed)
+    Parameters
+    ----------
+    points
+        float64 [n_hits, 5], of :func:`tritrack.stages.helix.measured`, from the inside outwards.
+    group
+        int64 [n_hits], each hit's group, numbered from 0 by first hit.
+    low, high, score
+        Links, int64 [n_links], and their scores, float64 [n_links], multiples of a power of two.
 
-
-@numba.njit(cache=True, nogil=True)
-def _add_followers(
-    edge: int,
-    every: bool,
-    outer: NDArray[np.int64],
-    starts_at: NDArray[np.int64],
-    by_inner: NDArray[np.int64],
-    gone: NDArray[np.bool_],
-    previous: NDArray[np.int64],
-    changed: list[int],
-) -> None:
-    """Note the edges that go on from one: every one, or those whose best way comes over it.
-
-    Where the way to an edge has changed, another helix is to be kept to: any edge may now go on from it.
+    Returns
+    -------
+    ndarray
+        int64 [n_hits], each hit's group after all joins.
     """
-    hit = outer[edge]
-    for place in range(starts_at[hit], starts_at[hit + 1]):
-        after = by_inner[place]
-        if (every or previous[after] == edge) and not gone[after]:
-            heapq.heappush(changed, after)
+    n_groups = int(group.max(initial=-1)) + 1
+    lists = _lists_of(group, n_groups)
+    one, other = np.minimum(group[low], group[high]), np.maximum(group[low], group[high])
+    state = np.full(low.size, _UNKNOWN, dtype=np.int8)
+    joined = np.arange(n_groups)
+    while True:
+        one, other, score, state = _each_pair_once(one, other, score, state)
+        _test_pairs(points, *lists, one, other, state)
+        fits = np.flatnonzero(state == _FITS)
+        order = fits[np.lexsort((other[fits], one[fits], -score[fits]))]
+        best = np.full(n_groups, order.size)
+        place = np.arange(order.size)
+        for side in (one, other):
+            np.minimum.at(best, side[order], place)
+        chosen = order[(best[one[order]] == place) & (best[other[order]] == place)]
+        if not chosen.size:
+            return joined[group]
+        _merge(*lists, one[chosen], other[chosen])
+        into = np.arange(n_groups)
+        into[other[chosen]] = one[chosen]
+        changed = np.zeros(n_groups, dtype=np.bool_)
+        changed[one[chosen]] = True
+        joined, one, other = into[joined], into[one], into[other]
+        one, other = np.minimum(one, other), np.maximum(one, other)
+        state[changed[one] | changed[other]] = _UNKNOWN
+
+
+def _each_pair_once(
+    one: Ints, other: Ints, score: Floats, state: States
+) -> tuple[Ints, Ints, Floats, States]:
+    """Add up the scores of each pair of groups; what one group has with itself is left out."""
+    apart = one != other
+    one, other, score, state = one[apart], other[apart], score[apart], state[apart]
+    _, first, number = np.unique(
+        one * (other.max(initial=0) + 1) + other, return_index=True, return_inverse=True
+    )
+    total: Floats = np.bincount(number, weights=score, minlength=first.size).astype(np.float64)
+    # What is there more than once has changed: its states are the same.
+    return one[first], other[first], total, state[first]
 
 
 @numba.njit(cache=True, nogil=True)
-def _on_helix(
-    before: int,
-    edge: int,
-    inner: NDArray[np.int64],
-    outer: NDArray[np.int64],
-    previous: NDArray[np.int64],
-    points: Floats,
-) -> bool:
-    """Whether the hits of two steps, and of the step before them where there is one, are on one helix."""
-    earlier = previous[before]
-    last = np.empty((3 if earlier < 0 else 4, points.shape[1]), dtype=np.float64)
-    last[-1] = points[outer[edge]]
-    last[-2] = points[inner[edge]]
-    last[-3] = points[inner[before]]
-    if earlier >= 0:
-        last[0] = points[inner[earlier]]
-    return is_one_helix(last)
+def _lists_of(group: Ints, n_groups: int) -> tuple[Ints, Ints, Ints]:
+    """Return the first hit of each group, the hit after each hit in its group (-1 after the last), and the groups' sizes."""
+    head = np.full(n_groups, -1, dtype=np.int64)
+    after = np.full(group.size, -1, dtype=np.int64)
+    size = np.zeros(n_groups, dtype=np.int64)
+    for hit in range(group.size - 1, -1, -1):
+        after[hit] = head[group[hit]]
+        head[group[hit]] = hit
+        size[group[hit]] += 1
+    return head, after, size
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _test_pairs(
+    points: Floats, head: Ints, after: Ints, size: Ints, one: Ints, other: Ints, state: States
+) -> None:
+    """Find out which pairs of groups one helix fits, where that is not known."""
+    for pair in numba.prange(one.size):
+        a, b = one[pair], other[pair]
+        if state[pair] == _UNKNOWN and max(size[a], size[b]) >= MIN_HELIX_HITS:
+            hits = _merged(head[a], head[b], after, size[a] + size[b])
+            state[pair] = _FITS if is_one_helix(points[hits]) else _DOES_NOT
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge(head: Ints, after: Ints, size: Ints, one: Ints, other: Ints) -> None:
+    for pair in range(one.size):
+        a, b = one[pair], other[pair]
+        hits = _merged(head[a], head[b], after, size[a] + size[b])
+        head[a], size[a] = hits[0], hits.size
+        after[hits[:-1]] = hits[1:]
+
+
+@numba.njit(cache=True, nogil=True)
+def _merged(a: int, b: int, after: Ints, n: int) -> Ints:
+    """Return the n hits of two lists in order; they begin with hits a and b, and ``after`` tells which hit comes next."""
+    hits = np.empty(n, dtype=np.int64)
+    for place in range(n):
+        if b < 0 or (0 <= a < b):
+            hits[place] = a
+            a = after[a]
+        else:
+            hits[place] = b
+            b = after[b]
+    return hits

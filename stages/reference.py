@@ -14,8 +14,6 @@ from tritrack.stages.helix import measured
 from tritrack.stages.labelling import round_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from tritrack.stages.card import Windows
@@ -175,36 +173,10 @@ def path_labels(
 def helix_labels(
     hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
 ) -> NDArray[np.int64]:
-    """Find likely paths along helices, drop strays, join what one helix fits: with sets, lists and NumPy's fits.
+    """Find paths of links that both hits choose, drop strays, join what chooses each other: with sets, lists and NumPy's fits.
 
     Parameters and return value as in :func:`tritrack.stages.labelling.helix`.
     """
-    return _labels_along_helices(
-        hits, edge_index, edge_score, cut=cut, find_paths=_likely_paths, join=_joined
-    )
-
-
-def mutual_labels(
-    hits: NDArray[np.float32], edge_index: NDArray[np.int32], edge_score: NDArray[np.float32], *, cut: float
-) -> NDArray[np.int64]:
-    """Find paths of links that both hits choose, drop strays, join what chooses each other.
-
-    Parameters and return value as in :func:`tritrack.stages.labelling.mutual`.
-    """
-    return _labels_along_helices(
-        hits, edge_index, edge_score, cut=cut, find_paths=_mutual_paths, join=_joined_mutually
-    )
-
-
-def _labels_along_helices(
-    hits: NDArray[np.float32],
-    edge_index: NDArray[np.int32],
-    edge_score: NDArray[np.float32],
-    *,
-    cut: float,
-    find_paths: Callable[..., list[list[int]]],
-    join: Callable[..., list[list[int]]],
-) -> NDArray[np.int64]:
     points = helix.measured(hits)
     distance = np.square(hits.astype(np.float64)).sum(axis=1)
     order = sorted(range(len(hits)), key=lambda hit: (distance[hit], *hits[hit].tolist()))
@@ -216,43 +188,17 @@ def _labels_along_helices(
             score[pair] = max(score.get(pair, 0.0), float(rounded))
     links = sorted(score, key=lambda pair: (place[pair[1]], place[pair[0]]))
     likely = {pair: score[pair] for pair in links if score[pair] >= cut}
-    paths = find_paths(points, likely, cut=cut)
+    paths = _mutual_paths(points, likely, cut=cut)
     groups = [_without_strays(points, path) for path in paths if len(path) >= MIN_TRACK_HITS]
     groups = [group for group in groups if group]
     taken = {hit for group in groups for hit in group}
     groups += [[hit] for hit in order if hit not in taken]
-    groups = join(points, groups, score, place)
+    groups = _joined_mutually(points, groups, score, place)
     labels = np.full(len(hits), NO_TRACK, dtype=np.int64)
     whole = [group for group in groups if len(group) >= MIN_TRACK_HITS]
     for number, group in enumerate(sorted(whole, key=min)):
         labels[group] = number
     return labels
-
-
-def _likely_paths(
-    points: NDArray[np.float64], score: dict[tuple[int, int], float], *, cut: float
-) -> list[list[int]]:
-    """Take out the path with the largest gain, again and again; ``score`` in the order of the outer hits."""
-
-    def log_odds(value: float) -> float:
-        return float(labelling.log_odds(np.array(value)))
-
-    gain = {pair: log_odds(value) - log_odds(cut) for pair, value in score.items()}
-    paths: list[list[int]] = []
-    while True:
-        best: dict[tuple[int, int], tuple[float, list[int]]] = {}
-        for (a, b), own in gain.items():
-            best[a, b] = (max(own, 0.0), [a, b])
-            for (z, middle), (total, path) in list(best.items()):
-                step = own + 0.5 * gain.get((z, b), 0.0)
-                better = middle == a and total > 0.0 and step > 0.0 and total + step > best[a, b][0]
-                if better and _one_helix(points[[*path[-3:], b]]):
-                    best[a, b] = (total + step, [*path, b])
-        total, path = max(best.values(), key=lambda way: way[0], default=(0.0, []))
-        if total <= 0.0:
-            return paths
-        paths.append(path)
-        gain = {pair: value for pair, value in gain.items() if not set(pair) & set(path)}
 
 
 def _mutual_paths(
@@ -324,29 +270,6 @@ def _joined_mutually(
         for i, j in chosen:
             current[i] = merged[i, j]
             del current[j]
-
-
-def _joined(
-    points: NDArray[np.float64],
-    groups: list[list[int]],
-    score: dict[tuple[int, int], float],
-    place: dict[int, int],
-) -> list[list[int]]:
-    by_first = sorted(groups, key=lambda group: min(place[hit] for hit in group))
-    number = {hit: i for i, group in enumerate(by_first) for hit in group}
-    linked: dict[tuple[int, int], float] = {}
-    for (a, b), value in score.items():
-        pair = (min(number[a], number[b]), max(number[a], number[b]))
-        if value >= labelling.JOINING_LINK and pair[0] != pair[1]:
-            linked[pair] = linked.get(pair, 0.0) + value
-    current = dict(enumerate(by_first))  # the group that each group has become part of
-    for i, j in sorted(linked, key=lambda pair: (-linked[pair], pair)):
-        one, other = current[i], current[j]
-        both = sorted(one + other, key=lambda hit: place[hit])
-        large = max(len(one), len(other)) >= helix.MIN_HELIX_HITS
-        if one is not other and large and _one_helix(points[both]):
-            current |= {k: both for k, group in current.items() if group is one or group is other}
-    return list({id(group): group for group in current.values()}.values())
 
 
 def _without_strays(points: NDArray[np.float64], path: list[int]) -> list[int]:

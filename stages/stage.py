@@ -157,15 +157,16 @@ def make_stage(
     device
         Torch's name of a device; None for the host.
     """
-    if not _has_device_form(spec, cuts=cuts, engine=engine):
+    if not has_device_form(spec, cuts=cuts, engine=engine):
         device = None
     function = stage_function(spec, card=card, cuts=cuts, engine=engine, on_device=device is not None)
     return Stage(spec, card=card, function=function, device=device)
 
 
-def _has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bool:
+def has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bool:
+    """Tell whether a stage, with these cuts and this engine, can compute on tensors of a device."""
     if spec is LABELLING_STAGE:
-        return cuts.labelling in ("components", "mutual")
+        return cuts.labelling in ("components", "helix")
     # Any function stands for an engine; what takes tensors of a device says so.
     return spec in (GRAPH_STAGE, CUT_STEP) or getattr(engine, "on_device", False)
 
@@ -230,10 +231,9 @@ def _labelling_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int64]]:
 
 
 def _labelling_on_device(cuts: Cuts) -> Callable[..., Tensor]:
-    from tritrack.stages.components_gpu import components
-    from tritrack.stages.mutual_gpu import mutual
+    from tritrack.stages.labelling_gpu import LABELLINGS
 
-    return mutual if cuts.labelling == "mutual" else components
+    return LABELLINGS[cuts.labelling]
 
 
 def _on_linked_hits(network: Callable[[Array, Array], Array], hits: Array, edge_index: Array) -> Array:

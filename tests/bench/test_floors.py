@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tritrack.bench.costs.counts import Count, count_stages, tensors_of
 from tritrack.bench.costs.rates import Probes, last_cache
 from tritrack.bench.costs.traffic import Linear, count_network
-from tritrack.bench.floors import COMPONENTS, Machine, Result, against_floor, device_stages
+from tritrack.bench.floors import Machine, Result, against_floor, device_stages
 from tritrack.bench.result import ResultError, read_result
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.network import export_network
@@ -161,13 +161,13 @@ def test_the_floor_is_the_longer_of_two_times():
 
 def test_the_device_has_all_stages(small_weights, small_engines, small_event):
     _, networks = load_weights(small_weights)
-    pipeline = Pipeline.load(small_engines, threads=1)
+    pipeline = Pipeline.load(small_engines, threads=1).at("fast")
     tensors = tensors_of(pipeline, small_event.hits)
     stages = device_stages(pipeline, networks, tensors, device="cpu")
-    assert list(stages) == ["embedding", "graph", "filter", "gnn", COMPONENTS]
+    assert list(stages) == ["embedding", "graph", "filter", "gnn", "labelling"]
     np.testing.assert_allclose(stages["gnn"]().numpy(), tensors[-1]["EDGE_SCORE"], atol=1e-4)
     assert stages["graph"]().shape == tensors[2]["EDGE_INDEX"].shape
-    assert stages[COMPONENTS]().shape == (small_event.n_hits,)
+    assert stages["labelling"]().shape == (small_event.n_hits,)
 
 
 def test_the_machine_is_measured():

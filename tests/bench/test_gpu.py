@@ -15,9 +15,9 @@ from tritrack.stages.pipeline import Pipeline
 
 
 def test_each_stage_on_a_device_is_timed(small_engines, small_event):
-    pipeline = Pipeline.load(small_engines, threads=1)
+    pipeline = Pipeline.load(small_engines, threads=1).at("fast")
     rows = time_device_stages(pipeline, small_event, device="cpu", repeats=2)
-    assert [row.stage for row in rows] == ["graph on cpu", "components on cpu"]
+    assert [row.stage for row in rows] == ["graph on cpu", "labelling on cpu"]
     assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in rows)
     assert rows[0].n_edges is not None
     assert rows[0].n_edges > 0

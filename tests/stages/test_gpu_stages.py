@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 
 from tritrack.export.cases import drawn_edges, drawn_helices, drawn_hits
-from tritrack.stages import chains_gpu, components_gpu, graph, graph_gpu, labelling
+from tritrack.stages import chains_gpu, graph, graph_gpu, labelling, labelling_gpu
 from tritrack.stages.card import Windows
 from tritrack.stages.contract import ContractError
 from tritrack.stages.reference import component_labels, radius_pairs
@@ -194,7 +194,7 @@ def test_over_the_limit(device, k):
 
 
 def label(device, hits, edges, score, *, cut):
-    labels = components_gpu.components(*on(device, hits, edges, score), cut=cut)
+    labels = labelling_gpu.components(*on(device, hits, edges, score), cut=cut)
     assert labels.device.type == device
     assert labels.dtype == torch.int64
     return labels.cpu().numpy()

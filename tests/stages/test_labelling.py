@@ -9,8 +9,8 @@ pytest.importorskip("numba")
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.helix import JOIN_FIELD, fit_circle, measured, misfit, on_one_helix
-from tritrack.stages.labelling import LABELLINGS, components, helix, mutual, number_tracks, walkthrough
-from tritrack.stages.reference import component_labels, helix_labels, mutual_labels, path_labels
+from tritrack.stages.labelling import LABELLINGS, components, helix, number_tracks, walkthrough
+from tritrack.stages.reference import component_labels, helix_labels, path_labels
 
 CUT = 0.5
 
@@ -179,54 +179,41 @@ def links(*chains, score=0.9):
     ]
 
 
-@pytest.fixture(params=[helix, mutual])
-def find(request):
-    """``find(hits, edges)`` -> labels, by each of the labellings along helices."""
-
-    def labels_of(hits, edges):
-        labels = request.param(np.asarray(hits, dtype=np.float32), *edges_of(*edges), cut=0.5)
-        check_labels(labels)
-        return labels.tolist()
-
-    return labels_of
+def find(hits, edges):
+    """Return labels along helices."""
+    labels = helix(np.asarray(hits, dtype=np.float32), *edges_of(*edges), cut=0.5)
+    check_labels(labels)
+    return labels.tolist()
 
 
-def test_a_track_is_found(find):
+def test_a_track_is_found():
     assert find(along_helix(), links(range(8))) == [0] * 8
 
 
-def test_a_straight_line_is_a_helix(find):
+def test_a_straight_line_is_a_helix():
     hits = np.outer(LAYERS, [1.0, 0.0, 0.5])
     assert find(hits, links(range(8))) == [0] * 8
 
 
-def test_an_interloper_with_good_links_is_dropped_and_a_hit_without_is_fetched(find):
+def test_an_interloper_with_good_links_is_dropped_and_a_hit_without_is_fetched():
     hits = np.concatenate([along_helix(), along_helix(phi=0.33, layers=[210.0])])
     edges = [edge for edge in links(range(8)) if 5 not in edge[:2]]
     edges += [(3, 8, 0.99), (8, 4, 0.99), (4, 5, 0.05)]
     assert find(hits, edges) == [0] * 8 + [-1]
 
 
-def test_two_tracks_chained_by_good_links_stay_two():
-    """Of `helix`; `mutual` follows the links, and keeps of such a chain what one helix fits."""
-    inner, outer = along_helix(layers=LAYERS[:4]), along_helix(phi=0.4, radius=-2000.0, layers=LAYERS[3:])
-    edges = [*links(range(4), range(4, 9)), (3, 4, 0.99), (2, 4, 0.99), (3, 5, 0.99)]
-    hits = np.concatenate([inner, outer]).astype(np.float32)
-    assert helix(hits, *edges_of(*edges), cut=0.5).tolist() == [0] * 4 + [1] * 5
-
-
 @pytest.mark.parametrize(("score", "labels"), [(0.05, [0] * 8), (0.001, [0] * 4 + [1] * 4)])
-def test_two_parts_of_a_track_are_joined_by_a_poor_link(find, score, labels):
+def test_two_parts_of_a_track_are_joined_by_a_poor_link(score, labels):
     assert find(along_helix(), [*links(range(4), range(4, 8)), (3, 4, score)]) == labels
 
 
-def test_two_parts_that_one_helix_does_not_fit_are_not_joined(find):
+def test_two_parts_that_one_helix_does_not_fit_are_not_joined():
     parts = along_helix(layers=LAYERS[:4]), along_helix(phi=0.34, layers=LAYERS[4:])
     edges = [*links(range(4), range(4, 8)), (3, 4, 0.4), (2, 4, 0.4)]
     assert find(np.concatenate(parts), edges) == [0] * 4 + [1] * 4
 
 
-def test_two_hits_on_a_layer_are_one_track_where_modules_overlap_and_not_on_one_module(find):
+def test_two_hits_on_a_layer_are_one_track_where_modules_overlap_and_not_on_one_module():
     layers = (*LAYERS[:4], 174.0, *LAYERS[4:])
     assert find(along_helix(layers=layers), links(range(9))) == [0] * 9
     hits = along_helix(layers=(*LAYERS[:4], 172.1, *LAYERS[4:]))
@@ -235,12 +222,12 @@ def test_two_hits_on_a_layer_are_one_track_where_modules_overlap_and_not_on_one_
     assert find(hits, edges) == [0, 0, 0, 0, -1, 0, 0, 0, 0]
 
 
-def test_a_lost_hit_is_skipped(find):
+def test_a_lost_hit_is_skipped():
     edges = [edge for edge in links(range(8)) if 4 not in edge[:2]]
     assert find(along_helix(), edges) == [0, 0, 0, 0, -1, 0, 0, 0]
 
 
-def test_the_better_of_two_crossing_tracks_has_the_hit(find):
+def test_the_better_of_two_crossing_tracks_has_the_hit():
     hits = np.concatenate([along_helix(), along_helix(radius=-3000.0, phi=0.35)])
     edges = [*links(range(8), range(8, 16)), (3, 12, 0.6), (12, 5, 0.6)]
     assert find(hits, edges) == [0] * 8 + [1] * 8
@@ -271,48 +258,40 @@ def events(draw):
     return hits, np.stack([inner, outer])[:, linked].astype(np.int32), score.astype(np.float32)
 
 
-ALONG_HELICES = pytest.mark.parametrize(
-    ("label", "plain"), [(helix, helix_labels), (mutual, mutual_labels)], ids=["helix", "mutual"]
-)
-
-
-@ALONG_HELICES
 @settings(deadline=None, max_examples=40)
 @given(event=events())
-def test_along_helices_it_is_the_plain_one(label, plain, event):
+def test_along_helices_it_is_the_plain_one(event):
     hits, edges, score = event
-    assert np.array_equal(label(hits, edges, score, cut=0.3), plain(hits, edges, score, cut=0.3))
+    assert np.array_equal(helix(hits, edges, score, cut=0.3), helix_labels(hits, edges, score, cut=0.3))
 
 
-@ALONG_HELICES
 @settings(deadline=None, max_examples=40)
 @given(event=events(), random=st.randoms(use_true_random=False))
-def test_permuted_hits_give_the_same_helices(label, plain, event, random):
+def test_permuted_hits_give_the_same_helices(event, random):
     hits, edges, score = event
     order = np.array(random.sample(range(len(hits)), len(hits)), dtype=np.int64)
     new_index = np.argsort(order)
     shuffled = np.array(random.sample(range(len(score)), len(score)), dtype=np.int64)
-    again = label(hits[order], new_index[edges[:, shuffled]].astype(np.int32), score[shuffled], cut=0.3)
-    assert as_sets(label(hits, edges, score, cut=0.3)) == as_sets(again[new_index])
+    again = helix(hits[order], new_index[edges[:, shuffled]].astype(np.int32), score[shuffled], cut=0.3)
+    assert as_sets(helix(hits, edges, score, cut=0.3)) == as_sets(again[new_index])
 
 
-@ALONG_HELICES
 @settings(deadline=None, max_examples=60)
 @given(n_hits=st.integers(0, 30), n_edges=st.integers(0, 80), seed=st.integers(0, 2**32 - 1))
-def test_along_helices_it_takes_whatever_edges(label, plain, n_hits, n_edges, seed):
+def test_along_helices_it_takes_whatever_edges(n_hits, n_edges, seed):
     """Pairs of any order, twice, of a hit with itself; hits at one place, on the beam line, far away."""
     rng = np.random.default_rng(seed)
     hits = rng.choice([-1e5, -30.0, 0.0, 1.0, 30.0, 500.0], (n_hits, 3)).astype(np.float32)
     edges = rng.integers(0, max(n_hits, 1), (2, n_edges if n_hits else 0), dtype=np.int32)
-    check_labels(label(hits, edges, rng.random(edges.shape[1], dtype=np.float32), cut=CUT))
+    check_labels(helix(hits, edges, rng.random(edges.shape[1], dtype=np.float32), cut=CUT))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @settings(deadline=None, max_examples=40)
 @given(event=events(), wild=st.booleans())
-def test_on_a_device_mutual_is_the_compiled_one(device, event, wild):
+def test_on_a_device_helix_is_the_compiled_one(device, event, wild):
     torch = pytest.importorskip("torch")
-    from tritrack.stages import mutual_gpu
+    from tritrack.stages import labelling_gpu
 
     hits, edges, score = event
     if wild:  # pairs of any order, twice, of a hit with itself; hits at one place
@@ -321,18 +300,18 @@ def test_on_a_device_mutual_is_the_compiled_one(device, event, wild):
         score = np.concatenate([score, score[::-1], score[:3]])
     for cut in (0.001, 0.3):
         tensors = (torch.tensor(array, device=device) for array in (hits, edges, score))
-        found = mutual_gpu.mutual(*tensors, cut=cut)
+        found = labelling_gpu.helix(*tensors, cut=cut)
         assert found.device.type == device
-        np.testing.assert_array_equal(found.cpu().numpy(), mutual(hits, edges, score, cut=cut))
+        np.testing.assert_array_equal(found.cpu().numpy(), helix(hits, edges, score, cut=cut))
 
 
 @pytest.mark.parametrize(("n_hits", "n_edges"), [(0, 0), (1, 0), (5, 0), (2, 1)])
 def test_on_a_device_next_to_nothing_has_no_tracks(n_hits, n_edges):
     torch = pytest.importorskip("torch")
-    from tritrack.stages import mutual_gpu
+    from tritrack.stages import labelling_gpu
 
     edges = torch.tensor([[0], [1]], dtype=torch.int32)[:, :n_edges]
-    labels = mutual_gpu.mutual(torch.rand(n_hits, 3) * 100, edges, torch.ones(n_edges), cut=0.5)
+    labels = labelling_gpu.helix(torch.rand(n_hits, 3) * 100, edges, torch.ones(n_edges), cut=0.5)
     assert labels.tolist() == [NO_TRACK] * n_hits
 
 

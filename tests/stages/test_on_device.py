@@ -217,10 +217,10 @@ def test_the_entry_checks_hits_wherever_they_lie(small_engines, device):
 
 
 @pytest.mark.parametrize("request_of", REQUESTS)
-def test_mutual_has_a_form_on_the_device(small_engines, device, request_of):
+def test_helix_has_a_form_on_the_device(small_engines, device, request_of):
     card = read_card(small_engines)
     point = card.point("fast")
-    point = replace(point, cuts=replace(point.cuts, labelling="mutual"))
+    point = replace(point, cuts=replace(point.cuts, labelling="helix"))
     card = replace(card, working_points={"fast": point}, default="fast")
     networks = {spec.name: load_engine(spec, small_engines, threads=1) for spec in STAGES if spec.engine}
     there, here = (Pipeline(card=card, engines=networks, device=where) for where in (device, None))

@@ -1,8 +1,4 @@
-"""The labelling `mutual` on tensors, wherever they lie: what `tritrack.stages.labelling.mutual` gives, on a GPU.
-
-Steps of paths, tracks and pairs of groups are computed all at once; only the best paths, the rounds of joins, and what
-follows pointers to their end take turns, some tens of them.
-"""
+"""Paths of links, and joins of groups of hits, that both sides choose: on tensors what `tritrack.stages.paths` gives."""
 
 from __future__ import annotations
 
@@ -11,11 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritrack.stages.components_gpu import follow, number_by_first
-from tritrack.stages.contract import NO_TRACK
 from tritrack.stages.helix import MIN_HELIX_HITS
-from tritrack.stages.helix_gpu import are_one_helix, measured, on_one_helix
-from tritrack.stages.labelling import JOINING_LINK, SCORE_STEPS, SURE
+from tritrack.stages.helix_gpu import are_one_helix, on_one_helix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,79 +17,8 @@ _AT_ONCE = 1 << 22
 """Places of pairs of groups that are tried at once."""
 
 
-def mutual(hits: Tensor, edge_index: Tensor, edge_score: Tensor, *, cut: float) -> Tensor:
-    """Label paths of links that both of their hits choose, kept to helices and joined.
-
-    Parameters
-    ----------
-    hits
-        float32 [n_hits, 3], x, y, z in mm.
-    edge_index
-        int32 [2, n_edges], on the same device.
-    edge_score
-        float32 [n_edges], on that device.
-    cut
-        Lowest score of a path's link.
-
-    Returns
-    -------
-    Tensor
-        TRACK_LABEL, int64 [n_hits], on that device.
-    """
-    rank = _ranks(hits)
-    points = torch.empty((rank.numel(), 5), dtype=torch.float64, device=hits.device)
-    points[rank] = measured(hits)
-    low, high, score = _links(rank, edge_index, edge_score, least=min(JOINING_LINK, cut))
-    likely = score >= cut
-    gain = _log_odds(score[likely]) - _log_odds(torch.tensor(cut, dtype=torch.float64, device=hits.device))
-    tracks = number_by_first(_mutual_paths(low[likely], high[likely], gain, points))
-    tracks = torch.where(_without_strays(points, tracks), tracks, NO_TRACK)
-    tried = score >= JOINING_LINK
-    group = _join(points, _number_groups(tracks), low[tried], high[tried], score[tried])
-    # A hit's group is known by its first hit in the order of the ranks; the numbers are by the first as sent.
-    return number_by_first(_first_of(group[rank]))
-
-
-def lexsort(keys: Sequence[Tensor]) -> Tensor:
-    """Return the order by several keys, the last one first, as NumPy's."""
-    order = torch.argsort(keys[0], stable=True)
-    for key in keys[1:]:
-        order = order[torch.argsort(key[order], stable=True)]
-    return order
-
-
-def _ranks(hits: Tensor) -> Tensor:
-    squares = hits.double().square()
-    distance = squares[:, 0] + squares[:, 1] + squares[:, 2]
-    rank = torch.empty(hits.shape[0], dtype=torch.int64, device=hits.device)
-    rank[lexsort([hits[:, 2], hits[:, 1], hits[:, 0], distance])] = torch.arange(
-        hits.shape[0], device=hits.device
-    )
-    return rank
-
-
-def _links(
-    rank: Tensor, edge_index: Tensor, edge_score: Tensor, *, least: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return edges by rank, each once, sorted by (outer, inner), with rounded scores."""
-    counted = edge_score >= torch.tensor(least, dtype=torch.float32, device=edge_score.device)
-    one, other = rank[edge_index[:, counted].long()]
-    low, high = torch.minimum(one, other), torch.maximum(one, other)
-    score = torch.round(edge_score[counted] * float(SCORE_STEPS)).clamp(min=1.0) / float(SCORE_STEPS)
-    order = lexsort([-score, low, high])
-    low, high, score = low[order], high[order], score[order].double()
-    new = low != high
-    new[1:] &= (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    return low[new], high[new], score[new]
-
-
-def _log_odds(score: Tensor) -> Tensor:
-    score = score.clamp(1.0 - SURE, SURE)
-    return torch.round(torch.log(score / (1.0 - score)) * 256.0) / 256.0
-
-
-def _mutual_paths(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> Tensor:
-    """Return the innermost hit of each hit's path, as `tritrack.stages.mutual.mutual_paths` does."""
+def mutual_paths(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> Tensor:
+    """Return the innermost hit of each hit's path, as `tritrack.stages.paths.mutual_paths` does."""
     n_hits, n_links = points.shape[0], low.numel()
     link, before, step = _steps(low, high, gain, points)
     start = gain.clamp(min=0.0)
@@ -145,7 +67,7 @@ def _steps(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> tuple[Ten
     return link[good], before[good], step[good]
 
 
-def _without_strays(points: Tensor, tracks: Tensor) -> Tensor:
+def without_strays(points: Tensor, tracks: Tensor) -> Tensor:
     """Tell which hits stay on their tracks, bool [n_hits]: of a track of three hits, all."""
     keep = tracks >= 0
     members, starts, sizes = _members(tracks[keep], keep.nonzero()[:, 0], n_groups=0)
@@ -156,42 +78,8 @@ def _without_strays(points: Tensor, tracks: Tensor) -> Tensor:
     return keep
 
 
-def _members(group: Tensor, hits: Tensor, *, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hits sorted by their groups, and where each group begins and how many it has."""
-    members = hits[torch.argsort(group, stable=True)]
-    sizes = torch.bincount(group, minlength=n_groups)
-    return members, torch.cumsum(sizes, 0) - sizes, sizes
-
-
-def _rows(members: Tensor, starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hits of groups as rows, and where there are such; elsewhere stands some hit."""
-    place = torch.arange(int(sizes.max()), device=members.device)
-    there = place < sizes[:, None]
-    at = (starts[:, None] + place).clamp(max=members.numel() - 1)
-    return members[at], there
-
-
-def _number_groups(tracks: Tensor) -> Tensor:
-    """Return a number for each track, and for each hit on none, from 0 by first hit."""
-    alone = torch.where(
-        tracks < 0, tracks.numel() + torch.arange(tracks.numel(), device=tracks.device), tracks
-    )
-    first = _first_of(alone)
-    is_first = first == torch.arange(tracks.numel(), device=tracks.device)
-    return (torch.cumsum(is_first, 0) - 1)[first]
-
-
-def _first_of(group: Tensor) -> Tensor:
-    """Return the first hit of each hit's group."""
-    n_hits = group.numel()
-    hit = torch.arange(n_hits, device=group.device)
-    most = int(group.max()) + 1 if n_hits else 0
-    first = torch.full((most,), n_hits, device=group.device).scatter_reduce(0, group, hit, "amin")
-    return first[group]
-
-
-def _join(points: Tensor, group: Tensor, low: Tensor, high: Tensor, score: Tensor) -> Tensor:
-    """Join groups that are each other's best partners, as `tritrack.stages.mutual.join_mutually` does."""
+def join_mutually(points: Tensor, group: Tensor, low: Tensor, high: Tensor, score: Tensor) -> Tensor:
+    """Join groups that are each other's best partners, as `tritrack.stages.paths.join_mutually` does."""
     n_hits = group.numel()
     n_groups = int(group.max()) + 1 if n_hits else 0
     one, other = torch.minimum(group[low], group[high]), torch.maximum(group[low], group[high])
@@ -263,3 +151,33 @@ def _fit_together(
         real = hits < points.shape[0]
         fits[some] = are_one_helix(points[hits.clamp(max=points.shape[0] - 1)], real)
     return fits
+
+
+def _members(group: Tensor, hits: Tensor, *, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hits sorted by their groups, and where each group begins and how many it has."""
+    members = hits[torch.argsort(group, stable=True)]
+    sizes = torch.bincount(group, minlength=n_groups)
+    return members, torch.cumsum(sizes, 0) - sizes, sizes
+
+
+def _rows(members: Tensor, starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hits of groups as rows, and where there are such; elsewhere stands some hit."""
+    place = torch.arange(int(sizes.max()), device=members.device)
+    there = place < sizes[:, None]
+    at = (starts[:, None] + place).clamp(max=members.numel() - 1)
+    return members[at], there
+
+
+def lexsort(keys: Sequence[Tensor]) -> Tensor:
+    """Return the order by several keys, the last one first, as NumPy's."""
+    order = torch.argsort(keys[0], stable=True)
+    for key in keys[1:]:
+        order = order[torch.argsort(key[order], stable=True)]
+    return order
+
+
+def follow(first: Tensor) -> Tensor:
+    """Follow pointers from hit to hit to their end (pointer jumping)."""
+    while not torch.equal(further := first[first], first):
+        first = further
+    return first
