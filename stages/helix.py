@@ -23,8 +23,8 @@ MIN_HELIX_HITS = 4
 # part that grows with the curvature (1 GeV in 2 T is a radius of 1667 mm) and the length of the track; and a bound.
 ACROSS, ACROSS_SCATTERED, ACROSS_MOST = 0.2, 1.5, 4.0  # mm, mm, mm
 ALONG, ALONG_SCATTERED, ALONG_MOST = 1.0, 6.0, 12.0  # of the resolution
-# In a real solenoid the field falls off towards its ends: a track's curvature changes on its way there. A path, whose
-# every four hits are on one helix, is allowed that; what joins must fit without.
+# In a real solenoid the field falls off towards its ends: a track's curvature changes on its way there. A path is
+# allowed that when its strays are told from it; its steps, and what joins, must fit without.
 PATH_FIELD, JOIN_FIELD = 0.012, 0.0  # of length^2 / radius
 SOLENOID, FIELD_MOST = 3000.0, 6.0  # mm
 

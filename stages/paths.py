@@ -1,4 +1,4 @@
-"""Paths of links, and joins of groups of hits, that both sides choose: compiled, and every step is one for many threads.
+"""Paths of links, and joins of groups of hits, that both sides choose: compiled, the fits for many threads.
 
 Numba keeps compiled code by the file that it is in: after a change of `helix.py`, remove `stages/__pycache__`, or
 what is compiled here goes on with the functions of before.
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     States = NDArray[np.int8]
 
+AT_ONCE = 1 << 22
+"""Steps that are weighed at once."""
+
+MOST_JOINS = 32
+"""Times that groups choose each other, the same group at most once each time: no track has more parts."""
+
 _UNKNOWN, _FITS, _DOES_NOT = 0, 1, 2
 
 
@@ -29,7 +35,7 @@ def mutual_paths(low: Ints, high: Ints, gain: Floats, points: Floats) -> Ints:
 
     The gain of a path is the sum of its links' gains, and half of the gain of each link that skips one of its hits,
     where there is one. Every step of a path has a positive gain of its own, and its three hits are on one helix. A hit
-    chooses, of the links to hits further in and of those to hits further out, the one with the best path over it.
+    chooses the best path over it (of several the one with the first link that ends there, then the first that follows).
 
     Parameters
     ----------
@@ -45,67 +51,93 @@ def mutual_paths(low: Ints, high: Ints, gain: Floats, points: Floats) -> Ints:
     ndarray
         int64 [n_hits], the innermost hit of each hit's path.
     """
-    n_hits = points.shape[0]
-    ends_at = np.searchsorted(high, np.arange(n_hits + 1))
+    return _choose_links(low, high, gain, *_steps(low, high, gain, points), points.shape[0])
+
+
+def _steps(low: Ints, high: Ints, gain: Floats, points: Floats) -> tuple[Ints, Ints, Floats]:
+    """Return the steps that may be taken, by link: a link, the one before it, and what the step gains."""
+    ends_at = np.searchsorted(high, np.arange(points.shape[0] + 1))
     # Step s of a link follows the link ends_at[low] + s.
     begins = np.concatenate([[0], np.cumsum(ends_at[low + 1] - ends_at[low])])
-    steps = _weigh_steps(low, high, gain, ends_at, begins, points)
-    return _choose_links(low, high, gain, ends_at, begins, steps)
+    none = np.empty(0, dtype=np.int64)
+    found = [(none, none, np.empty(0, dtype=np.float64))]
+    first = 0
+    while (
+        first < low.size
+    ):  # a hit of many links has their number squared of steps, few of which may be taken
+        last = max(int(np.searchsorted(begins, begins[first] + AT_ONCE, side="right")) - 1, first + 1)
+        gained = _weigh_steps(low, high, gain, ends_at, begins, points, first, last)
+        step = np.flatnonzero(gained)
+        link = np.searchsorted(begins, step + begins[first], side="right") - 1
+        found.append((link, ends_at[low[link]] + step + begins[first] - begins[link], gained[step]))
+        first = last
+    links, before, gains = (np.concatenate(part) for part in zip(*found, strict=True))
+    return links, before, gains
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _weigh_steps(low: Ints, high: Ints, gain: Floats, ends_at: Ints, begins: Ints, points: Floats) -> Floats:
-    """Return what each step gains; 0 where it may not be taken."""
-    steps = np.zeros(begins[-1], dtype=np.float64)
-    for link in numba.prange(low.size):
+def _weigh_steps(
+    low: Ints, high: Ints, gain: Floats, ends_at: Ints, begins: Ints, points: Floats, first: int, last: int
+) -> Floats:
+    """Return what each step of some links gains; 0 where it may not be taken."""
+    steps = np.zeros(begins[last] - begins[first], dtype=np.float64)
+    for link in numba.prange(first, last):
         three = np.empty((3, points.shape[1]), dtype=np.float64)
         three[1], three[2] = points[low[link]], points[high[link]]
         skipping, end = ends_at[high[link]], ends_at[high[link] + 1]
-        for step in range(begins[link], begins[link + 1]):
-            before = ends_at[low[link]] + step - begins[link]
+        for before in range(ends_at[low[link]], ends_at[low[link] + 1]):
             while skipping < end and low[skipping] < low[before]:
                 skipping += 1
             there = skipping < end and low[skipping] == low[before]
             gained = gain[link] + 0.5 * (gain[skipping] if there else 0.0)
             three[0] = points[low[before]]
             if gained > 0.0 and is_one_helix(three):
-                steps[step] = gained
+                steps[begins[link] - begins[first] + before - ends_at[low[link]]] = gained
     return steps
 
 
 @numba.njit(cache=True, nogil=True)
-def _choose_links(low: Ints, high: Ints, gain: Floats, ends_at: Ints, begins: Ints, steps: Floats) -> Ints:
-    n_links, n_hits = low.size, ends_at.size - 1
+def _choose_links(
+    low: Ints, high: Ints, gain: Floats, link: Ints, before: Ints, gained: Floats, n_hits: int
+) -> Ints:
+    n_links = low.size
     path = np.maximum(gain, 0.0)  # best that ends with the link
-    for link in range(n_links):
-        for step in range(begins[link], begins[link + 1]):
-            before = ends_at[low[link]] + step - begins[link]
-            if steps[step] > 0.0 and path[before] > 0.0:
-                path[link] = max(path[link], path[before] + steps[step])
+    for step in range(link.size):
+        if path[before[step]] > 0.0:
+            path[link[step]] = max(path[link[step]], path[before[step]] + gained[step])
     rest = np.zeros(n_links, dtype=np.float64)  # best that goes on from the link
-    for link in range(n_links - 1, -1, -1):
-        for step in range(begins[link], begins[link + 1]):
-            before = ends_at[low[link]] + step - begins[link]
-            if steps[step] > 0.0:
-                rest[before] = max(rest[before], rest[link] + steps[step])
+    for step in range(link.size - 1, -1, -1):
+        rest[before[step]] = max(rest[before[step]], rest[link[step]] + gained[step])
+    over = np.where(path > 0.0, path + rest, 0.0)
+    follows = np.full(n_links, -1, dtype=np.int64)  # the next link of that path
+    for step in range(link.size):
+        one = before[step]
+        if follows[one] < 0 and over[one] > 0.0 and path[one] + gained[step] + rest[link[step]] == over[one]:
+            follows[one] = link[step]
+    best = np.zeros(n_hits, dtype=np.float64)
+    for one in range(n_links):
+        for hit in (low[one], high[one]):
+            best[hit] = max(best[hit], over[one])
     into = np.full(n_hits, -1, dtype=np.int64)
     out = np.full(n_hits, -1, dtype=np.int64)
-    for link in range(n_links):
-        over = path[link] + rest[link] if path[link] > 0.0 else 0.0
-        for hit, chosen in ((high[link], into), (low[link], out)):
-            best = chosen[hit]
-            if over > (path[best] + rest[best] if best >= 0 else 0.0):
-                chosen[hit] = link
+    for one in range(n_links):
+        if over[one] > 0.0 and over[one] == best[high[one]] and into[high[one]] < 0:
+            into[high[one]] = one
+        if over[one] > 0.0 and over[one] == best[low[one]] and out[low[one]] < 0:
+            out[low[one]] = one
+    for hit in range(n_hits):
+        if into[hit] >= 0:
+            out[hit] = follows[into[hit]]
     first = np.arange(n_hits)
     for hit in range(n_hits):
-        link = into[hit]
-        if link >= 0 and out[low[link]] == link:
-            first[hit] = first[low[link]]
+        one = into[hit]
+        if one >= 0 and out[low[one]] == one:
+            first[hit] = first[low[one]]
     return first
 
 
 def join_mutually(points: Floats, group: Ints, low: Ints, high: Ints, score: Floats) -> Ints:
-    """Join groups of hits that are each other's best partners, again and again.
+    """Join groups of hits that are each other's best partners, up to 32 times.
 
     Of the groups that a group has links to, and that one helix fits together with it, the one with the largest sum
     of scores is its best partner (of several the first pair). One of the two has four hits or more.
@@ -129,7 +161,7 @@ def join_mutually(points: Floats, group: Ints, low: Ints, high: Ints, score: Flo
     one, other = np.minimum(group[low], group[high]), np.maximum(group[low], group[high])
     state = np.full(low.size, _UNKNOWN, dtype=np.int8)
     joined = np.arange(n_groups)
-    while True:
+    for _ in range(MOST_JOINS):
         one, other, score, state = _each_pair_once(one, other, score, state)
         _test_pairs(points, *lists, one, other, state)
         fits = np.flatnonzero(state == _FITS)
@@ -140,7 +172,7 @@ def join_mutually(points: Floats, group: Ints, low: Ints, high: Ints, score: Flo
             np.minimum.at(best, side[order], place)
         chosen = order[(best[one[order]] == place) & (best[other[order]] == place)]
         if not chosen.size:
-            return joined[group]
+            break
         _merge(*lists, one[chosen], other[chosen])
         into = np.arange(n_groups)
         into[other[chosen]] = one[chosen]
@@ -149,6 +181,7 @@ def join_mutually(points: Floats, group: Ints, low: Ints, high: Ints, score: Flo
         joined, one, other = into[joined], into[one], into[other]
         one, other = np.minimum(one, other), np.maximum(one, other)
         state[changed[one] | changed[other]] = _UNKNOWN
+    return joined[group]
 
 
 def _each_pair_once(

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tritrack.stages.helix import MIN_HELIX_HITS
 from tritrack.stages.helix_gpu import are_one_helix, on_one_helix
+from tritrack.stages.paths import MOST_JOINS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-_AT_ONCE = 1 << 22
-"""Places of pairs of groups that are tried at once."""
+AT_ONCE = 1 << 22
+"""Hits of steps, tracks or pairs of groups that are computed at once."""
 
 
 def mutual_paths(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> Tensor:
@@ -36,14 +37,20 @@ def mutual_paths(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> Ten
             break
         rest = longer
     over = torch.where(path > 0.0, path + rest, 0.0)
+    best = torch.zeros(n_hits, dtype=over.dtype, device=low.device)
+    best = best.scatter_reduce(0, high, over, "amax").scatter_reduce(0, low, over, "amax")
+
+    def first_of(links: Tensor, at: Tensor, places: int) -> Tensor:
+        none = torch.full((places,), n_links, device=low.device)
+        return none.scatter_reduce(0, at, links, "amin")
+
+    go_on = (path[before] > 0.0) & (path[before] + step + rest[link] == over[before])
+    follows = first_of(link[go_on], before[go_on], n_links + 1)  # the next link of that path
+    inwards, outwards = (((over > 0.0) & (over == best[end])).nonzero()[:, 0] for end in (high, low))
+    into = first_of(inwards, high[inwards], n_hits)
+    out = torch.where(into < n_links, follows[into], first_of(outwards, low[outwards], n_hits))
     number = torch.arange(n_links, device=low.device)
-    chosen = []
-    for end in (high, low):
-        best = torch.zeros(n_hits, dtype=over.dtype, device=low.device).scatter_reduce(0, end, over, "amax")
-        is_best = (over > 0.0) & (over == best[end])
-        none = torch.full((n_hits,), n_links, device=low.device)
-        chosen.append(none.scatter_reduce(0, end[is_best], number[is_best], "amin")[end] == number)
-    both = chosen[0] & chosen[1]
+    both = (into[high] == number) & (out[low] == number)
     first = torch.arange(n_hits, device=low.device)
     first[high[both]] = low[both]
     return follow(first)
@@ -54,17 +61,35 @@ def _steps(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> tuple[Ten
     n_hits = points.shape[0]
     ends_at = torch.searchsorted(high, torch.arange(n_hits + 1, device=high.device))
     count = ends_at[low + 1] - ends_at[low]
-    link = torch.repeat_interleave(torch.arange(low.numel(), device=low.device), count)
-    begin = torch.cumsum(count, 0) - count
-    before = ends_at[low[link]] + torch.arange(link.numel(), device=low.device) - begin[link]
-    key, wanted = high * n_hits + low, high[link] * n_hits + low[before]
-    skipping = torch.searchsorted(key, wanted).clamp(max=max(low.numel() - 1, 0))
-    step = gain[link] + 0.5 * torch.where(key[skipping] == wanted, gain[skipping], 0.0)
-    good = step > 0.0
-    link, before, step = link[good], before[good], step[good]
-    three = points[torch.stack([low[before], low[link], high[link]], dim=1)]
-    good = are_one_helix(three, torch.ones_like(three[..., 0], dtype=torch.bool))
-    return link[good], before[good], step[good]
+    until = torch.cumsum(count, 0)
+    key = high * n_hits + low
+    found = []
+    first = 0
+    while first < low.numel():
+        upto = until[first] - count[first] + AT_ONCE // 3
+        last = max(int(torch.searchsorted(until, upto, right=True)), first + 1)
+        some = torch.arange(first, last, device=low.device)
+        link = torch.repeat_interleave(some, count[first:last])
+        place = (
+            torch.arange(link.numel(), device=low.device)
+            - (until - count)[link]
+            + until[first]
+            - count[first]
+        )
+        before = ends_at[low[link]] + place
+        wanted = high[link] * n_hits + low[before]
+        skipping = torch.searchsorted(key, wanted).clamp(max=low.numel() - 1)
+        step = gain[link] + 0.5 * torch.where(key[skipping] == wanted, gain[skipping], 0.0)
+        good = step > 0.0
+        link, before, step = link[good], before[good], step[good]
+        three = points[torch.stack([low[before], low[link], high[link]], dim=1)]
+        good = are_one_helix(three, torch.ones_like(three[..., 0], dtype=torch.bool))
+        found.append((link[good], before[good], step[good]))
+        first = last
+    if not found:
+        return low, low, gain
+    links, before, steps = (torch.cat(part) for part in zip(*found, strict=True))
+    return links, before, steps
 
 
 def without_strays(points: Tensor, tracks: Tensor) -> Tensor:
@@ -72,8 +97,8 @@ def without_strays(points: Tensor, tracks: Tensor) -> Tensor:
     keep = tracks >= 0
     members, starts, sizes = _members(tracks[keep], keep.nonzero()[:, 0], n_groups=0)
     long = (sizes >= MIN_HELIX_HITS).nonzero()[:, 0]
-    if long.numel():
-        hits, there = _rows(members, starts[long], sizes[long])
+    for some in _of_like_size(sizes[long]):
+        hits, there = _rows(members, starts[long[some]], sizes[long[some]])
         keep[hits[there]] = on_one_helix(points[hits], there)[there]
     return keep
 
@@ -85,7 +110,7 @@ def join_mutually(points: Tensor, group: Tensor, low: Tensor, high: Tensor, scor
     one, other = torch.minimum(group[low], group[high]), torch.maximum(group[low], group[high])
     known = torch.zeros_like(one, dtype=torch.bool)
     fits = torch.zeros_like(known)
-    while True:
+    for _ in range(MOST_JOINS):
         one, other, score, known, fits = _each_pair_once(one, other, score, known, fits, n_groups)
         members, starts, sizes = _members(group, torch.arange(n_hits, device=group.device), n_groups=n_groups)
         untried = (~known & (torch.maximum(sizes[one], sizes[other]) >= MIN_HELIX_HITS)).nonzero()[:, 0]
@@ -100,7 +125,7 @@ def join_mutually(points: Tensor, group: Tensor, low: Tensor, high: Tensor, scor
         )
         chosen = order[(best[one[order]] == place) & (best[other[order]] == place)]
         if not chosen.numel():
-            return group
+            break
         into = torch.arange(n_groups, device=group.device)
         into[other[chosen]] = one[chosen]
         changed = torch.zeros(n_groups, dtype=torch.bool, device=group.device)
@@ -109,6 +134,7 @@ def join_mutually(points: Tensor, group: Tensor, low: Tensor, high: Tensor, scor
         one, other = torch.minimum(one, other), torch.maximum(one, other)
         anew = changed[one] | changed[other]
         known, fits = known & ~anew, fits & ~anew
+    return group
 
 
 def _each_pair_once(
@@ -132,14 +158,8 @@ def _fit_together(
 ) -> Tensor:
     """Tell of pairs of groups whether one helix fits both, bool [n_pairs]."""
     fits = torch.zeros_like(one, dtype=torch.bool)
-    if not one.numel():
-        return fits
     together = sizes[one] + sizes[other]
-    # Pairs of like size at once: rows are as long as the longest.
-    by_size = torch.argsort(together)
-    at_once = max(_AT_ONCE // int(together.max()), 1)
-    for begin in range(0, one.numel(), at_once):
-        some = by_size[begin : begin + at_once]
+    for some in _of_like_size(together):
         rows, there = zip(
             *(_rows(members, starts[side[some]], sizes[side[some]]) for side in (one, other)), strict=True
         )
@@ -158,6 +178,19 @@ def _members(group: Tensor, hits: Tensor, *, n_groups: int) -> tuple[Tensor, Ten
     members = hits[torch.argsort(group, stable=True)]
     sizes = torch.bincount(group, minlength=n_groups)
     return members, torch.cumsum(sizes, 0) - sizes, sizes
+
+
+def _of_like_size(sizes: Tensor) -> Iterator[Tensor]:
+    """Give what is computed at once: rows are as long as the longest of them."""
+    by_size = torch.argsort(sizes)
+    first = 0
+    while first < sizes.numel():
+        # The longest of as many as there would be room for if all were as long as the first.
+        room = max(AT_ONCE // int(sizes[by_size[first]]), 1)
+        longest = int(sizes[by_size[min(first + room, sizes.numel()) - 1]])
+        last = first + max(AT_ONCE // longest, 1)
+        yield by_size[first:last]
+        first = last
 
 
 def _rows(members: Tensor, starts: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from tritrack.stages.chains import intervals
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.helix import measured
 from tritrack.stages.labelling import round_scores
+from tritrack.stages.paths import MOST_JOINS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,9 +230,20 @@ def _mutual_paths(
             if m == a and (z, a, b) in steps:
                 rest[z, a] = max(rest[z, a], rest[a, b] + steps[z, a, b])
     over = {pair: path[pair] + rest[pair] for pair in gain if path[pair] > 0.0}
-    into = {hit: max((pair for pair in over if pair[1] == hit), key=over.__getitem__) for _, hit in over}
-    out = {hit: max((pair for pair in over if pair[0] == hit), key=over.__getitem__) for hit, _ in over}
-    after = {a: b for a, b in over if into[b] == out[a] == (a, b)}
+    best = {hit: max(value for pair, value in over.items() if hit in pair) for pair in over for hit in pair}
+    follows: dict[tuple[int, int], tuple[int, int]] = {}
+    for a, b in gain:
+        for z, m in gain:
+            step = steps.get((z, a, b)) if m == a and (z, a) in over else None
+            if step is not None and path[z, a] + step + rest[a, b] == over[z, a]:
+                follows.setdefault((z, a), (a, b))
+    into: dict[int, tuple[int, int]] = {}
+    out: dict[int, tuple[int, int] | None] = {}
+    for pair, value in reversed(over.items()):
+        into |= {pair[1]: pair} if value == best[pair[1]] else {}
+        out |= {pair[0]: pair} if value == best[pair[0]] else {}
+    out |= {hit: follows.get(pair) for hit, pair in into.items()}
+    after = {a: b for a, b in over if into.get(b) == out.get(a) == (a, b)}
     paths = [[hit] for hit in after if hit not in after.values()]
     for found in paths:
         while found[-1] in after:
@@ -247,7 +259,7 @@ def _joined_mutually(
 ) -> list[list[int]]:
     by_first = sorted(groups, key=lambda group: min(place[hit] for hit in group))
     current = dict(enumerate(by_first))
-    while True:
+    for _ in range(MOST_JOINS):
         number = {hit: i for i, group in current.items() for hit in group}
         linked: dict[tuple[int, int], float] = {}
         for (a, b), value in score.items():
@@ -266,10 +278,11 @@ def _joined_mutually(
                 best.setdefault(i, pair)
         chosen = [pair for pair in merged if best[pair[0]] == best[pair[1]] == pair]
         if not chosen:
-            return list(current.values())
+            break
         for i, j in chosen:
             current[i] = merged[i, j]
             del current[j]
+    return list(current.values())
 
 
 def _without_strays(points: NDArray[np.float64], path: list[int]) -> list[int]:

@@ -202,6 +202,21 @@ def test_an_interloper_with_good_links_is_dropped_and_a_hit_without_is_fetched()
     assert find(hits, edges) == [0] * 8 + [-1]
 
 
+def test_two_tracks_that_a_link_chains_stay_two_where_no_helix_follows_it():
+    inner, outer = along_helix(layers=LAYERS[:4]), along_helix(phi=0.4, layers=LAYERS[4:])
+    outer[:, 2] += 60.0
+    edges = [*links(range(4), range(4, 8)), (3, 4, 0.99), (2, 4, 0.99), (3, 5, 0.99)]
+    assert find(np.concatenate([inner, outer]), edges) == [0] * 4 + [1] * 4
+
+
+def test_links_that_no_helix_follows_are_no_track():
+    hits = [(32.0, 0.0, 0.0), (72.0, 0.0, 0.0), (116.0, 0.0, 50.0)]
+    assert find(hits, [(0, 1, 0.9), (1, 2, 0.9)]) == [NO_TRACK] * 3
+    # Nor do they cost a track of three that begins there.
+    hits = np.concatenate([along_helix(layers=LAYERS[1:4]), [(20.0, 20.0, 60.0)]])
+    assert find(hits, [*links(range(3)), (3, 0, 0.6)]) == [0] * 3 + [NO_TRACK]
+
+
 @pytest.mark.parametrize(("score", "labels"), [(0.05, [0] * 8), (0.001, [0] * 4 + [1] * 4)])
 def test_two_parts_of_a_track_are_joined_by_a_poor_link(score, labels):
     assert find(along_helix(), [*links(range(4), range(4, 8)), (3, 4, score)]) == labels
@@ -283,7 +298,11 @@ def test_along_helices_it_takes_whatever_edges(n_hits, n_edges, seed):
     rng = np.random.default_rng(seed)
     hits = rng.choice([-1e5, -30.0, 0.0, 1.0, 30.0, 500.0], (n_hits, 3)).astype(np.float32)
     edges = rng.integers(0, max(n_hits, 1), (2, n_edges if n_hits else 0), dtype=np.int32)
-    check_labels(helix(hits, edges, rng.random(edges.shape[1], dtype=np.float32), cut=CUT))
+    score = rng.random(edges.shape[1], dtype=np.float32)
+    labels = helix(hits, edges, score, cut=CUT)
+    check_labels(labels)
+    order = rng.permutation(score.size)
+    assert np.array_equal(labels, helix(hits, edges[::-1, order], score[order], cut=CUT))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -303,6 +322,31 @@ def test_on_a_device_helix_is_the_compiled_one(device, event, wild):
         found = labelling_gpu.helix(*tensors, cut=cut)
         assert found.device.type == device
         np.testing.assert_array_equal(found.cpu().numpy(), helix(hits, edges, score, cut=cut))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_on_a_device_long_tracks_in_many_turns_are_the_compiled_ones(device, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from tritrack.stages import labelling_gpu, paths, paths_gpu
+
+    rng = np.random.default_rng(1)
+    tracks = [
+        along_helix(phi=phi, slope=slope, layers=np.arange(30.0, 1000.0, 50.0))
+        for phi, slope in rng.uniform([0.0, -1.0], [6.0, 1.0], (12, 2))
+    ]
+    for track in tracks:
+        track[rng.choice(np.arange(1, 20, 4), 2, replace=False), :2] += rng.uniform(
+            10.0, 40.0, 2
+        )  # which z does not tell
+    chains = np.arange(240).reshape(12, 20)
+    inputs = (np.concatenate(tracks).astype(np.float32), *edges_of(*links(*chains.tolist())))
+    labels = helix(*inputs, cut=0.5)
+    assert np.bincount(labels[labels >= 0]).tolist() == [18] * 12
+    for module in (paths, paths_gpu):
+        monkeypatch.setattr(module, "AT_ONCE", 64)
+    np.testing.assert_array_equal(helix(*inputs, cut=0.5), labels)
+    found = labelling_gpu.helix(*(torch.tensor(array, device=device) for array in inputs), cut=0.5)
+    np.testing.assert_array_equal(found.cpu().numpy(), labels)
 
 
 @pytest.mark.parametrize(("n_hits", "n_edges"), [(0, 0), (1, 0), (5, 0), (2, 1)])
