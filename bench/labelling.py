@@ -94,7 +94,7 @@ class Row:
 
     @property
     def merit(self) -> float:
-        """What a cut is chosen by: what `tritrack.training.working_point` chooses by."""
+        """What a cut is chosen by."""
         return (self.efficiency or 0.0) - (self.fake_rate or 0.0) - (self.duplicate_rate or 0.0)
 
 

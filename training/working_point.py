@@ -205,8 +205,8 @@ def score(
 def choose_gnn_cut(sets: Sequence[Sequence[Scored]]) -> tuple[LabellingMethod, float]:
     """Return the labelling and the cut with the largest merit, summed over the sets.
 
-    The merit is the mean efficiency of both selections less fakes, duplicates and a quarter of the fragments:
-    of these many are pieces of soft particles that nobody asks for.
+    The merit is the mean efficiency of both selections, and a quarter of the perfect one, less fakes and duplicates.
+    Fragments do not count: most are pieces of soft particles that nobody asks for.
     """
 
     def merit(choice: tuple[LabellingMethod, float]) -> float:
@@ -215,7 +215,7 @@ def choose_gnn_cut(sets: Sequence[Sequence[Scored]]) -> tuple[LabellingMethod, f
             rates = measure(scored, labelling=choice[0], cut=choice[1])
             found = rates.get("efficiency", 0.0) + rates.get("comparison_efficiency", 0.0)
             lost = rates.get("fake_rate", 0.0) + rates.get("duplicate_rate", 0.0)
-            total += found / 2 - lost - rates.get("fragment_rate", 0.0) / 4
+            total += found / 2 + rates.get("perfect_efficiency", 0.0) / 4 - lost
         return total
 
     return max(((name, cut) for name in LABELLINGS for cut in GNN_CUTS), key=merit)
