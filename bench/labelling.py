@@ -213,7 +213,9 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="JSON file for the figures.")],
     engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the networks and of the compiled loops.")] = 2,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of the networks and of the compiled loops.")
+    ] = 2,
 ) -> None:
     """Judge every labelling on the same scores; print a table and write JSON."""
     pipeline = Pipeline.load(engines, threads=threads)
