@@ -62,9 +62,8 @@ def _steps(low: Ints, high: Ints, gain: Floats, points: Floats) -> tuple[Ints, I
     none = np.empty(0, dtype=np.int64)
     found = [(none, none, np.empty(0, dtype=np.float64))]
     first = 0
-    while (
-        first < low.size
-    ):  # a hit of many links has their number squared of steps, few of which may be taken
+    # In turns: a hit of many links has the square of their number of steps, few of which may be taken.
+    while first < low.size:
         last = max(int(np.searchsorted(begins, begins[first] + AT_ONCE, side="right")) - 1, first + 1)
         gained = _weigh_steps(low, high, gain, ends_at, begins, points, first, last)
         step = np.flatnonzero(gained)
