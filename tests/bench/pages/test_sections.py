@@ -54,7 +54,7 @@ def test_service_names_samples_goals_and_what_is_missing():
         goal_of("adds less", events="dense", figure=figure, limit=12.0, below=True),
     )
     kept = throughput_of([1.0] * 20, [0.5] * 20, events="dense", in_flight=4, n_requests=8)
-    page = service(Service(header=HEADER, rounds=20, costs=costs, throughputs=(kept,), goals=goals))
+    page = service(Service(header=HEADER, gpu=None, costs=costs, throughputs=(kept,), goals=goals))
     for words in ("12.5<small>11 to 14</small><small>n = 40</small>", "too few samples: 3", "no &lt;GPU&gt; here",
                   "<td>met</td>", "cannot be told", "2 events, 250 hits each", "0.5<small>"):  # fmt: skip
         assert words in page
