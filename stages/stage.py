@@ -157,7 +157,7 @@ def make_stage(
     device
         Torch's name of a device; None for the host.
     """
-    if not has_device_form(spec, cuts=cuts, engine=engine):
+    if device is not None and not has_device_form(spec, cuts=cuts, engine=engine):
         device = None
     function = stage_function(spec, card=card, cuts=cuts, engine=engine, on_device=device is not None)
     return Stage(spec, card=card, function=function, device=device)
@@ -166,7 +166,9 @@ def make_stage(
 def has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bool:
     """Tell whether a stage, with these cuts and this engine, can compute on tensors of a device."""
     if spec is LABELLING_STAGE:
-        return cuts.labelling in ("components", "helix")
+        from tritrack.stages.labelling_gpu import LABELLINGS
+
+        return cuts.labelling in LABELLINGS
     # Any function stands for an engine; what takes tensors of a device says so.
     return spec in (GRAPH_STAGE, CUT_STEP) or getattr(engine, "on_device", False)
 

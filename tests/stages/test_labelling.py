@@ -10,6 +10,7 @@ pytest.importorskip("numba")
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.helix import JOIN_FIELD, fit_circle, measured, misfit, on_one_helix
 from tritrack.stages.labelling import LABELLINGS, components, helix, number_tracks, walkthrough
+from tritrack.stages.paths import MOST_JOINS
 from tritrack.stages.reference import component_labels, helix_labels, path_labels
 
 CUT = 0.5
@@ -246,6 +247,16 @@ def test_the_better_of_two_crossing_tracks_has_the_hit():
     hits = np.concatenate([along_helix(), along_helix(radius=-3000.0, phi=0.35)])
     edges = [*links(range(8), range(8, 16)), (3, 12, 0.6), (12, 5, 0.6)]
     assert find(hits, edges) == [0] * 8 + [1] * 8
+
+
+def test_joins_end():
+    """A track takes one hit a round: where as good as endlessly many wait, not all of them."""
+    hits = np.outer(np.arange(30.0, 1000.0, 20.0), [1.0, 0.0, 0.5])
+    edges = [*links(range(4)), *((0, hit, 0.05) for hit in range(4, len(hits)))]
+    labels = find(hits, edges)
+    assert labels.count(0) == 4 + MOST_JOINS
+    plain = helix_labels(hits.astype(np.float32), *edges_of(*edges), cut=0.5)
+    assert plain.tolist() == labels
 
 
 @st.composite
