@@ -62,20 +62,16 @@ def _steps(low: Tensor, high: Tensor, gain: Tensor, points: Tensor) -> tuple[Ten
     ends_at = torch.searchsorted(high, torch.arange(n_hits + 1, device=high.device))
     count = ends_at[low + 1] - ends_at[low]
     until = torch.cumsum(count, 0)
+    begins = until - count
     key = high * n_hits + low
     found = []
     first = 0
     while first < low.numel():
-        upto = until[first] - count[first] + AT_ONCE // 3
+        upto = begins[first] + AT_ONCE // 3
         last = max(int(torch.searchsorted(until, upto, right=True)), first + 1)
         some = torch.arange(first, last, device=low.device)
         link = torch.repeat_interleave(some, count[first:last])
-        place = (
-            torch.arange(link.numel(), device=low.device)
-            - (until - count)[link]
-            + until[first]
-            - count[first]
-        )
+        place = torch.arange(link.numel(), device=low.device) + begins[first] - begins[link]
         before = ends_at[low[link]] + place
         wanted = high[link] * n_hits + low[before]
         skipping = torch.searchsorted(key, wanted).clamp(max=low.numel() - 1)
