@@ -59,6 +59,15 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
     read_outside = results | {name for node in outside for name in _reads(node)}
     nodes: list[NodeProto] = []
     in_blocks: set[str] = set()
+    wanted: set[str] = set().union(*(_row_inputs(region, shapes, dim) for region in regions))
+    for node in outside:
+        # The rows that are added get a sum at once: they have no edges.
+        if node.op_type == SUM_EDGES and wanted.issuperset((node.output[0], node.input[2])):
+            name, like = node.output[0], node.input[2]
+            node.output[0], node.input[2] = _whole(name), _whole(like)
+            in_blocks.add(name)
+            if name in read_outside:
+                nodes.append(_own_rows(name, dim))
     for number, region in enumerate(regions):
         made = [name for node in region for name in node.output]
         read = _row_inputs(region, shapes, dim)
@@ -73,11 +82,7 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
             if node.op_type in ("Gather", SUM_EDGES) and node.input[0] in given and _axis(node) == 0:
                 node.input[0] = _whole(node.input[0])
         still = results | {name for node in outside for name in _reads(node)}
-        nodes += [
-            make_node("Slice", [_whole(name), f"{dim}/zero", f"{dim}/rows", f"{dim}/zero"], [name])
-            for name in given
-            if name in still
-        ]
+        nodes += [_own_rows(name, dim) for name in given if name in still]
     if not regions:
         return model
     widest = max(
@@ -85,9 +90,14 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
     )
     whole = {_whole(name): (f"{dim}{WHOLE}", *shapes[name][1:]) for name in in_blocks}
     rows = max(numbers // widest, 1)
-    return _rebuilt(
-        model, [*_sizes(model, dim), *nodes, *outside], whole=whole, constants=_constants(dim, rows)
-    )
+    constants = _constants(dim, rows)
+    constants += [
+        onnx.numpy_helper.from_array(np.array([-1, *shapes[name][1:]]), _rows_of(name))
+        for name in sorted(
+            {name for region in regions for node in region for name in node.output} & in_blocks
+        )
+    ]
+    return _rebuilt(model, [*_sizes(model, dim), *nodes, *outside], whole=whole, constants=constants)
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
@@ -179,6 +189,11 @@ def _whole(name: str) -> str:
     return name + WHOLE
 
 
+def _rows_of(name: str) -> str:
+    """Name of the shape that makes rows of a tensor's blocks."""
+    return f"{name}/shape"
+
+
 def _sizes(model: onnx.ModelProto, dim: str) -> list[NodeProto]:
     """Nodes that compute how many blocks of how many rows there are."""
     value, axis = next(
@@ -225,6 +240,11 @@ def _padded(name: str, dim: str, *, rank: int) -> list[NodeProto]:
     ]
 
 
+def _own_rows(name: str, dim: str) -> NodeProto:
+    """Node that leaves out the rows that were added."""
+    return make_node("Slice", [_whole(name), f"{dim}/zero", f"{dim}/rows", f"{dim}/zero"], [name])
+
+
 def _loop(
     loop: str, region: Sequence[NodeProto], dim: str, *, read: Sequence[str], given: Sequence[str]
 ) -> list[NodeProto]:
@@ -264,12 +284,7 @@ def _loop(
             "Loop", [f"{dim}/blocks", f"{dim}/always"], [f"{name}/stacked" for name in given], body=graph
         )
     ]
-    for name in given:
-        nodes += [
-            make_node("Shape", [f"{name}/stacked"], [f"{name}/width"], start=2),
-            make_node("Concat", [f"{dim}/whole", f"{name}/width"], [f"{name}/shape"], axis=0),
-            make_node("Reshape", [f"{name}/stacked", f"{name}/shape"], [_whole(name)], allowzero=1),
-        ]
+    nodes += [make_node("Reshape", [f"{name}/stacked", _rows_of(name)], [_whole(name)]) for name in given]
     return nodes
 
 

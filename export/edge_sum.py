@@ -67,20 +67,26 @@ def expand_sums(model: onnx.ModelProto) -> None:
     if all(node.op_type != SUM_EDGES for node in nodes):
         return
     del model.graph.node[:]
+    described = (*model.graph.value_info, *model.graph.output)
+    dims = {value.name: value.type.tensor_type.shape.dim for value in described}
     orders: set[str] = set()
     for node in nodes:
         if node.op_type != SUM_EDGES:
             model.graph.node.append(node)
             continue
         values, index, like = node.input
-        if index not in orders:
-            orders.add(index)
-            model.graph.node.extend(_order(index, like))
+        order = f"{index}/sum/{like}"
+        if order not in orders:
+            orders.add(order)
+            model.graph.node.extend(_order(order, index, like))
         if not values.endswith(WHOLE):
             more = f"{node.output[0]}/terms{WHOLE}"
             model.graph.node.extend(_with_one_row_more(values, more))
             values = more
-        model.graph.node.extend(_sum(values, index, node.output[0]))
+        (total,) = node.output
+        model.graph.node.extend(_sum(values, order, total))
+        rows = np.array([-1, dims[total][1].dim_value])
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rows, f"{total}/rows"))
     model.graph.initializer.extend(
         onnx.numpy_helper.from_array(value, f"sum/{name}") for name, value in _CONSTANTS.items()
     )
@@ -113,11 +119,11 @@ def _with_one_row_more(values: str, more: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _order(index: str, like: str) -> list[onnx.NodeProto]:
+def _order(order: str, index: str, like: str) -> list[onnx.NodeProto]:
     """Nodes that sort the edges of one direction, and say where the edges of each hit begin."""
 
     def name(what: str) -> str:
-        return f"{index}/sum/{what}"
+        return f"{order}/{what}"
 
     return [
         make_node("Shape", [index], [name("n_edges")]),
@@ -141,7 +147,7 @@ def _order(index: str, like: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _sum(values: str, index: str, total: str) -> list[onnx.NodeProto]:
+def _sum(values: str, order: str, total: str) -> list[onnx.NodeProto]:
     """Nodes that sum over one direction."""
 
     def name(what: str) -> str:
@@ -155,16 +161,16 @@ def _sum(values: str, index: str, total: str) -> list[onnx.NodeProto]:
         node("Mul", [name("turn"), "sum/hits"], "start"),
         node("Add", [name("start"), "sum/hits"], "last"),
         node("Add", [name("last"), "sum/one"], "stop"),
-        node("Slice", [f"{index}/sum/begin", name("start"), name("stop")], "begin"),
+        node("Slice", [f"{order}/begin", name("start"), name("stop")], "begin"),
         node("Slice", [name("begin"), "sum/zero", "sum/one"], "first_edge"),
         node("Sub", [name("begin"), name("first_edge")], "edge"),  # counted from the turn's first
-        node("Slice", [f"{index}/sum/begin", name("last"), name("stop")], "last_edge"),
+        node("Slice", [f"{order}/begin", name("last"), name("stop")], "last_edge"),
         node("Sub", [name("last_edge"), name("first_edge")], "n_edges"),
         node("Div", [name("n_edges"), "sum/block"], "full_blocks"),
         node("Add", [name("full_blocks"), "sum/one"], "blocks"),
         node("Mul", [name("blocks"), "sum/block"], "n_rows"),
         node("Add", [name("first_edge"), name("n_rows")], "end"),
-        node("Slice", [f"{index}/sum/order", name("first_edge"), name("end")], "row"),
+        node("Slice", [f"{order}/order", name("first_edge"), name("end")], "row"),
         node("Reshape", [name("row"), "sum/rows"], "row_of_block"),
         node("Gather", [values, name("row_of_block")], "terms", axis=0),
         node("MatMul", ["sum/before", name("terms")], "in_block"),
@@ -196,9 +202,9 @@ def _sum(values: str, index: str, total: str) -> list[onnx.NodeProto]:
         ],
     )
     return [
-        node("Loop", [f"{index}/sum/turns", "sum/always"], "stacked", body=graph),
-        node("Flatten", [name("stacked")], "of_all", axis=2),
-        make_node("Slice", [name("of_all"), "sum/zero", f"{index}/sum/n_hits"], [total]),
+        node("Loop", [f"{order}/turns", "sum/always"], "stacked", body=graph),
+        node("Reshape", [name("stacked"), name("rows")], "of_all"),
+        make_node("Slice", [name("of_all"), "sum/zero", f"{order}/n_hits", "sum/zero"], [total]),
     ]
 
 

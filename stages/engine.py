@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 # Read when it is imported: without this it keeps a telemetry database in the home folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+import onnx
 import onnxruntime
 
 from tritrack.stages.card import CardError, engine_file
+from tritrack.stages.parallel_loops import ParallelModel, has_parallel_loops
 from tritrack.stages.plan_file import check_plan, plan_file
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider"]
 CPU: Provider = "CPUExecutionProvider"
 CUDA: Provider = "CUDAExecutionProvider"
 """Where ONNX Runtime computes."""
+
+PARALLEL_ROWS = 20_000
+"""Hits, or pairs, from which on the turns of a file's loops run in threads: with fewer there are few turns to share."""
 
 
 class Engine(Protocol):
@@ -44,7 +50,8 @@ class OnnxEngine:
     spec
         The stage, which names its inputs and output.
     threads
-        Threads of the session.
+        Threads that compute: those of the session; where the file has loops over blocks of rows, and the event many
+        rows, those that run their turns. The answer is the same.
 
     Raises
     ------
@@ -54,16 +61,28 @@ class OnnxEngine:
 
     def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
-        self._session = open_session(path, threads=threads, provider=CPU)
+        self._whole = open_session(path, threads=threads, provider=CPU)
+        self._parts: ParallelModel | None = None
+        # One thread gains nothing by parts, and loses a twentieth.
+        if threads > 1 and has_parallel_loops(model := onnx.load_model(path)):
+            open_part = partial(open_session, path, threads=1, provider=CPU)
+            self._parts = ParallelModel(
+                model, open_session=lambda part: open_part(part=part), threads=threads
+            )
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""
-        output: NDArray[np.float32] = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))[0]
+        named = dict(zip(self._inputs, inputs, strict=True))
+        output: NDArray[np.float32]
+        if self._parts is not None and max(inputs[-1].shape) >= PARALLEL_ROWS:
+            (output,) = self._parts.run(named)
+        else:
+            (output,) = self._whole.run(None, named)
         return output
 
 
 def open_session(
-    path: Path, *, threads: int, provider: Provider, device_id: int = 0
+    path: Path, *, threads: int, provider: Provider, device_id: int = 0, part: bytes | None = None
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file for events of ever other shapes.
 
@@ -75,6 +94,8 @@ def open_session(
         Threads on the host.
     provider, device_id
         Where it computes; on which GPU.
+    part
+        A model that is a part of the file's, to load in its place.
 
     Raises
     ------
@@ -98,7 +119,9 @@ def open_session(
     }
     try:
         session = onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=[(provider, on_gpu if provider == CUDA else {})]
+            part if part is not None else str(path),
+            sess_options=options,
+            providers=[(provider, on_gpu if provider == CUDA else {})],
         )
     except Exception as error:  # noqa: BLE001 (its errors share no other class)
         raise CardError(f"{path}: ONNX Runtime cannot load this engine: {error}") from None
