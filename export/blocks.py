@@ -59,15 +59,11 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
     read_outside = results | {name for node in outside for name in _reads(node)}
     nodes: list[NodeProto] = []
     in_blocks: set[str] = set()
-    wanted: set[str] = set().union(*(_row_inputs(region, shapes, dim) for region in regions))
-    for node in outside:
-        # The rows that are added get a sum at once: they have no edges.
-        if node.op_type == SUM_EDGES and wanted.issuperset((node.output[0], node.input[2])):
-            name, like = node.output[0], node.input[2]
-            node.output[0], node.input[2] = _whole(name), _whole(like)
-            in_blocks.add(name)
-            if name in read_outside:
-                nodes.append(_own_rows(name, dim))
+    reshaped: list[str] = []
+    for name in _sum_whole(outside, {name for each in regions for name in _row_inputs(each, shapes, dim)}):
+        in_blocks.add(name)
+        if name in read_outside:
+            nodes.append(_own_rows(name, dim))
     for number, region in enumerate(regions):
         made = [name for node in region for name in node.output]
         read = _row_inputs(region, shapes, dim)
@@ -77,6 +73,7 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
         given = [name for name in made if name in read_outside | others]
         nodes += _loop(f"{dim}/{number}", region, dim, read=sorted(read), given=given)
         in_blocks |= read | set(given)
+        reshaped += given
         # What reads single rows never reads those that were added.
         for node in outside:
             if node.op_type in ("Gather", SUM_EDGES) and node.input[0] in given and _axis(node) == 0:
@@ -90,13 +87,7 @@ def run_in_blocks(model: onnx.ModelProto, *, dim: str, numbers: int = NUMBERS) -
     )
     whole = {_whole(name): (f"{dim}{WHOLE}", *shapes[name][1:]) for name in in_blocks}
     rows = max(numbers // widest, 1)
-    constants = _constants(dim, rows)
-    constants += [
-        onnx.numpy_helper.from_array(np.array([-1, *shapes[name][1:]]), _rows_of(name))
-        for name in sorted(
-            {name for region in regions for node in region for name in node.output} & in_blocks
-        )
-    ]
+    constants = _constants(dim, rows) + [_rows_of(name, shapes[name]) for name in reshaped]
     return _rebuilt(model, [*_sizes(model, dim), *nodes, *outside], whole=whole, constants=constants)
 
 
@@ -189,9 +180,19 @@ def _whole(name: str) -> str:
     return name + WHOLE
 
 
-def _rows_of(name: str) -> str:
-    """Name of the shape that makes rows of a tensor's blocks."""
-    return f"{name}/shape"
+def _rows_of(name: str, shape: tuple[int | str, ...]) -> TensorProto:
+    """Shape that makes rows of a tensor's blocks."""
+    return onnx.numpy_helper.from_array(np.array([-1, *shape[1:]]), f"{name}/shape")
+
+
+def _sum_whole(nodes: Iterable[NodeProto], wanted: set[str]) -> list[str]:
+    """Let sums that blocks read have a row for each row that is added, which has no edges; return their names."""
+    names = []
+    for node in nodes:
+        if node.op_type == SUM_EDGES and wanted.issuperset((node.output[0], node.input[2])):
+            names.append(node.output[0])
+            node.output[0], node.input[2] = _whole(node.output[0]), _whole(node.input[2])
+    return names
 
 
 def _sizes(model: onnx.ModelProto, dim: str) -> list[NodeProto]:
@@ -284,7 +285,7 @@ def _loop(
             "Loop", [f"{dim}/blocks", f"{dim}/always"], [f"{name}/stacked" for name in given], body=graph
         )
     ]
-    nodes += [make_node("Reshape", [f"{name}/stacked", _rows_of(name)], [_whole(name)]) for name in given]
+    nodes += [make_node("Reshape", [f"{name}/stacked", f"{name}/shape"], [_whole(name)]) for name in given]
     return nodes
 
 
