@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-from scipy.sparse import csr_array
 
 from tritrack.stages.helix import measured
+from tritrack.stages.pair_order import group
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def in_chains(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: W
     hits
         float32 [n_hits, 3], x, y, z in mm.
     pairs
-        int32 [2, n_pairs], in the contract's order: inner hit first, sorted.
+        int32 [2, n_pairs]: inner hit first, sorted by it.
     windows
         ``min_chain``, ``max_d0`` and ``overlap`` of them; up to a ``min_chain`` of 1 every pair stays.
 
@@ -69,10 +69,10 @@ def in_chains(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: W
     outwards, inwards = _chain_lengths(interval, starts, ends, by_end, max_d0=max_d0, longest=further)
     has_direction = interval[SLOPE_WIDTH] >= 0
     stays: NDArray[np.bool_] = has_direction & (outwards + inwards >= further)
-    of_chains = np.ascontiguousarray(interval[:, stays])
-    stays[~has_direction] = _hits_agree(
-        pairs[:, ~has_direction], of_chains, *_at_hits(pairs[:, stays], n_hits), max_d0
-    )
+    # By their numbers: a mask is slow on so many.
+    chained, close = np.flatnonzero(stays), np.flatnonzero(~has_direction)
+    at_hits = _at_hits(pairs.take(chained, axis=1), n_hits)
+    stays[close] = _hits_agree(pairs.take(close, axis=1), interval.take(chained, axis=1), *at_hits, max_d0)
     return stays
 
 
@@ -83,12 +83,9 @@ def _at_hits(pairs: Places, n_hits: int) -> tuple[NDArray[np.int64], NDArray[np.
     ``by_end[ends[h]:ends[h + 1]]``.
     """
     starts = np.searchsorted(pairs[0], np.arange(n_hits + 1, dtype=pairs.dtype)).astype(np.int64)
-    number = np.arange(pairs.shape[1], dtype=np.int32)
-    by_outer = csr_array((number, pairs[1], starts), shape=(n_hits, n_hits)).tocsc()
-    return starts, by_outer.indptr.astype(np.int64), by_outer.data
+    return starts, *group(pairs[1], n_hits)
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
 def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> Intervals:
     """Return what each pair tells about its particle.
 
@@ -109,22 +106,31 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
         1/mm, for each mm that the circle passes the beam line at. A pair that tells nothing has a width of minus
         infinity: it agrees with none.
     """
+    # From NumPy: it takes large pages where it can.
     result = np.empty((5, inner.size), dtype=np.float32)
+    _measure(points, inner, outer, overlap, result)
+    return result
+
+
+@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+def _measure(points: Floats, inner: Places, outer: Places, overlap: float, result: Intervals) -> None:
     for pair in numba.prange(inner.size):
-        a, b = points[inner[pair]], points[outer[pair]]
-        dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+        a, b = inner[pair], outer[pair]
+        dx, dy, dz = points[b, 0] - points[a, 0], points[b, 1] - points[a, 1], points[b, 2] - points[a, 2]
         chord_squared = dx * dx + dy * dy
         chord = max(math.sqrt(chord_squared), 1e-3)
-        r_a = max(math.sqrt(a[0] * a[0] + a[1] * a[1]), 1e-3)
-        r_b = max(math.sqrt(b[0] * b[0] + b[1] * b[1]), 1e-3)
+        r_a = max(math.sqrt(points[a, 0] * points[a, 0] + points[a, 1] * points[a, 1]), 1e-3)
+        r_b = max(math.sqrt(points[b, 0] * points[b, 0] + points[b, 1] * points[b, 1]), 1e-3)
         weight = 2.0 / (r_a * r_b)
-        curvature = weight * (a[0] * b[1] - a[1] * b[0]) / chord
+        curvature = weight * (points[a, 0] * points[b, 1] - points[a, 1] * points[b, 0]) / chord
         half_turn = min(0.5 * abs(curvature) * chord, 0.95)
         arc = chord * (math.asin(half_turn) / half_turn if half_turn > 1e-3 else 1.0)
         slope = dz / arc
         softness = min(max(abs(curvature) / ONE_GEV, HARDEST), SOFTEST)
         # On a disk it is the radius that is measured, and a slope turns its error into one of z.
-        resolution = math.sqrt(a[3] * a[3] + b[3] * b[3]) * max(1.0, abs(slope))
+        resolution = math.sqrt(points[a, 3] * points[a, 3] + points[b, 3] * points[b, 3]) * max(
+            1.0, abs(slope)
+        )
         width = ALONG * resolution / arc + SLOPE_SCATTERED * math.sqrt(1.0 + slope * slope) * softness
         result[SLOPE, pair] = slope
         result[SLOPE_WIDTH, pair] = width if chord_squared + dz * dz > overlap * overlap else -math.inf
@@ -134,7 +140,6 @@ def intervals(points: Floats, inner: Places, outer: Places, overlap: float) -> I
             + CURVATURE_SCATTERED * softness / r_b
         )
         result[D0_WEIGHT, pair] = weight
-    return result
 
 
 def _chain_lengths(

@@ -1,7 +1,6 @@
 """Graph building: candidate pairs of hits that lie close in the learned space and pass the geometric windows.
 
-The searches give each pair once, as positions in the event; :func:`orient_pairs` puts them in the
-contract's order.
+The searches give each pair once, in any order; what stays of them is put in the contract's order.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-from scipy.sparse import coo_array
 
 from tritrack.stages.chains import in_chains
 from tritrack.stages.contract import check_pairs
+from tritrack.stages.pair_order import inner_first, sort_pairs
 from tritrack.stages.windows import bounds, geometry, is_possible, possible_pairs
 
 if TYPE_CHECKING:
@@ -31,6 +30,9 @@ SLICES = 4
 
 MAX_CELLS = 1 << 20
 """Cells along one axis: three axes, one of them in slices, still fit an int64."""
+
+AXES_AT_ONCE = 4
+"""Axes of the learned space whose part of the distances is added in one loop."""
 
 HITS_AT_ONCE = 256
 """Hits whose neighbours a thread finds at once: bounds what an event over the limit takes before it is refused."""
@@ -82,10 +84,9 @@ def radius_graph(
     points = np.ascontiguousarray(embedding[by_cell].T)
     squared = np.float32(radius) * np.float32(radius)
     pairs = _find_all(
-        points, geometry(hits[by_cell]), first, last, squared, bounds(windows), max_pairs=max_pairs
+        points, geometry(hits[by_cell]), first, last, squared, bounds(windows), by_cell, max_pairs=max_pairs
     )
-    pairs = by_cell.astype(np.int32)[pairs]
-    return _chained(hits, orient_pairs(hits, pairs), windows=windows)
+    return _chained(hits, pairs, windows=windows)
 
 
 def count_compared(embedding: NDArray[np.float32], *, radius: float) -> int:
@@ -146,40 +147,26 @@ def knn_graph(
     pairs = np.stack(np.divmod(unique, n_hits)).astype(np.int32)
     pairs = pairs[:, possible_pairs(hits, pairs, windows=windows)]
     check_pairs(pairs.shape[1], max_pairs=max_pairs)
-    return _chained(hits, orient_pairs(hits, pairs), windows=windows)
+    return _chained(hits, pairs, windows=windows)
 
 
 def _chained(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: Windows) -> NDArray[np.int32]:
-    if windows.min_chain <= 1:
-        return pairs
-    return np.ascontiguousarray(pairs[:, in_chains(hits, pairs, windows=windows)])
-
-
-def orient_pairs(hits: NDArray[np.float32], pairs: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Put pairs in the contract's order: inner hit first, sorted by (inner, outer) index.
-
-    Inner is the hit at the smaller distance from the origin; ties go to the lower index.
-    """
-    n_hits = hits.shape[0]
-    distance = np.square(hits.astype(np.float64)).sum(axis=1)
-    rank = np.empty(n_hits, dtype=np.int32)
-    rank[np.argsort(distance, kind="stable")] = np.arange(n_hits, dtype=np.int32)
-    a, b = pairs
-    swap = rank[a] > rank[b]
-    ends = np.where(swap, b, a), np.where(swap, a, b)
-    # Each change of a sparse matrix between rows and columns sorts by one of the hits, in linear time.
-    inner = coo_array((np.ones(a.size, dtype=np.bool_), ends), shape=(n_hits, n_hits)).tocsc().tocsr()
-    return np.stack([np.repeat(np.arange(n_hits, dtype=np.int32), np.diff(inner.indptr)), inner.indices])
+    """Return the pairs that are on chains, in the contract's order."""
+    pairs = inner_first(hits, pairs)
+    if windows.min_chain > 1:
+        # Before they are sorted: few stay.
+        pairs = pairs.take(np.flatnonzero(in_chains(hits, pairs, windows=windows)), axis=1)
+    return sort_pairs(pairs, hits.shape[0])
 
 
 def _search(
     embedding: NDArray[np.float32], *, radius: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the hits sorted by cell, int64 [n_hits], and the ranges of :func:`_search_ranges`."""
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the hits sorted by cell, int32 [n_hits], and the ranges of :func:`_search_ranges`."""
     cells, shape = _cells(embedding, radius=radius)
     keys = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
     by_cell = np.argsort(keys, kind="stable")
-    return by_cell, *_search_ranges(keys[by_cell], shape)
+    return by_cell.astype(np.int32), *_search_ranges(keys[by_cell], shape)
 
 
 def _cells(embedding: NDArray[np.float32], *, radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -230,17 +217,20 @@ def _find_all(
     last: NDArray[np.int64],
     squared_radius: np.float32,
     limits: Bounds,
+    by_cell: NDArray[np.int32],
     *,
     max_pairs: int,
 ) -> NDArray[np.int32]:
-    """Return the pairs of sorted positions, int32 [2, n_pairs] (raises ContractError over ``max_pairs``)."""
+    """Return the pairs of hits, int32 [2, n_pairs] (raises ContractError over ``max_pairs``)."""
     n_hits = points.shape[1]
     found: list[NDArray[np.int32]] = []
     counts = np.zeros(n_hits, dtype=np.int64)
+    # Zeros change no distance.
+    points = np.pad(points, ((0, -points.shape[0] % AXES_AT_ONCE), (0, 0)))
 
     def search(begin: int) -> NDArray[np.int32]:
         end = min(begin + HITS_AT_ONCE, n_hits)
-        return _neighbours(points, place, first, last, squared_radius, limits, begin, end, counts)
+        return _neighbours(points, place, first, last, squared_radius, limits, by_cell, begin, end, counts)
 
     with ThreadPoolExecutor(numba.get_num_threads()) as threads:
         n_pairs = 0
@@ -249,7 +239,10 @@ def _find_all(
             if n_pairs <= max_pairs:
                 found.append(piece)
     check_pairs(n_pairs, max_pairs=max_pairs)
-    return np.stack([np.repeat(np.arange(n_hits, dtype=np.int32), counts), np.concatenate(found)])
+    pairs = np.empty((2, n_pairs), dtype=np.int32)
+    pairs[0] = np.repeat(by_cell, counts)
+    np.concatenate(found, out=pairs[1])
+    return pairs
 
 
 @numba.njit(cache=True, nogil=True)
@@ -260,6 +253,7 @@ def _neighbours(
     last: NDArray[np.int64],
     squared_radius: np.float32,
     limits: Bounds,
+    by_cell: NDArray[np.int32],
     begin: int,
     end: int,
     counts: NDArray[np.int64],
@@ -270,6 +264,7 @@ def _neighbours(
         for row in range(first.shape[0]):
             longest = max(longest, last[row, hit] - first[row, hit])
     squared = np.empty(longest, dtype=np.float32)
+    near = np.empty(longest, dtype=np.int64)
     found = np.empty(64 * (end - begin) + longest, dtype=np.int32)
     count = 0
     for hit in range(begin, end):
@@ -281,18 +276,25 @@ def _neighbours(
                 more = np.empty(2 * found.size + n, dtype=np.int32)
                 more[:count] = found[:count]
                 found = more
-            # One loop an axis: it compiles to vectors.
+            # One loop for some axes: it compiles to vectors.
             for there in range(n):
                 squared[there] = np.float32(0.0)
-            for axis in range(points.shape[0]):
-                here = points[axis, hit]
-                along = points[axis, start : start + n]
+            for axis in range(0, points.shape[0], AXES_AT_ONCE):
+                a, b, c, d = axis, axis + 1, axis + 2, axis + 3
+                along_a, along_b = points[a, start : start + n], points[b, start : start + n]
+                along_c, along_d = points[c, start : start + n], points[d, start : start + n]
+                at_a, at_b, at_c, at_d = points[a, hit], points[b, hit], points[c, hit], points[d, hit]
                 for there in range(n):
-                    difference = along[there] - here
-                    squared[there] += difference * difference
+                    da, db = along_a[there] - at_a, along_b[there] - at_b
+                    dc, dd = along_c[there] - at_c, along_d[there] - at_d
+                    squared[there] = squared[there] + da * da + db * db + dc * dc + dd * dd
+            # No branch on what is near: it could not be foreseen.
+            n_near = 0
             for there in range(n):
-                if squared[there] <= squared_radius and is_possible(place, hit, start + there, limits):
-                    found[count] = start + there
-                    count += 1
+                near[n_near] = start + there
+                n_near += squared[there] <= squared_radius
+            for other in near[:n_near]:
+                found[count] = by_cell[other]
+                count += is_possible(place, hit, other, limits)
         counts[hit] = count - before
     return found[:count].copy()

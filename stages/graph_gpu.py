@@ -115,7 +115,7 @@ def knn_graph(
 
 
 def orient_pairs(hits: Tensor, pairs: Tensor) -> Tensor:
-    """Put pairs, int64 [2, n_pairs], in the contract's order, as `tritrack.stages.graph.orient_pairs` does."""
+    """Put pairs, int64 [2, n_pairs], in the contract's order, as `tritrack.stages.pair_order.orient_pairs` does."""
     n_hits = hits.shape[0]
     squares = hits.double().square()
     distance = squares[:, 0].clone()

@@ -18,8 +18,9 @@ from tritrack.stages.chains import (
     in_chains,
     intervals,
 )
-from tritrack.stages.graph import knn_graph, orient_pairs, radius_graph
+from tritrack.stages.graph import knn_graph, radius_graph
 from tritrack.stages.helix import measured
+from tritrack.stages.pair_order import orient_pairs
 from tritrack.stages.reference import chained_pairs
 
 WINDOWS = Windows(max_z0=1e9, max_curvature=1e9, overlap=15.0, min_chain=3, max_d0=1.0)

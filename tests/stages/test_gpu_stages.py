@@ -17,6 +17,7 @@ from tritrack.export.cases import drawn_edges, drawn_helices, drawn_hits
 from tritrack.stages import chains_gpu, graph, graph_gpu, labelling, labelling_gpu
 from tritrack.stages.card import Windows
 from tritrack.stages.contract import ContractError
+from tritrack.stages.pair_order import orient_pairs
 from tritrack.stages.reference import component_labels, radius_pairs
 from tritrack.stages.windows import possible_pairs
 
@@ -60,7 +61,7 @@ def nearest_pairs(hits, embedding, *, k, radius, windows, **_):
     near = squared[hit, neighbour] <= np.float32(radius) ** 2
     both = np.sort(np.stack([hit, neighbour])[:, near], axis=0)
     pairs = np.unique(both, axis=1).astype(np.int32)
-    return graph.orient_pairs(hits, pairs[:, possible_pairs(hits, pairs, windows=windows)])
+    return orient_pairs(hits, pairs[:, possible_pairs(hits, pairs, windows=windows)])
 
 
 CLOUDS = {

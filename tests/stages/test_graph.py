@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 from tritrack.stages import graph
 from tritrack.stages.card import Windows
 from tritrack.stages.contract import ContractError
-from tritrack.stages.graph import FLAT_SEARCH_HITS, orient_pairs
+from tritrack.stages.graph import FLAT_SEARCH_HITS
 from tritrack.stages.reference import radius_pairs
 
 NO_LIMIT = 1 << 30
@@ -179,9 +179,3 @@ def test_over_the_limit(build):
         ContractError, match=r"graph has 435 pairs of hits, the model's limit max_pairs is 434"
     ):
         build(hits, embedding, radius=1.0, max_pairs=434)
-
-
-def test_inner_hit_comes_first_and_ties_go_to_the_lower_index():
-    hits = np.array([[3, 0, 0], [0, 0, 1], [0, 3, 0], [0, 0, -2]], dtype=np.float32)
-    pairs = np.array([[0, 2, 0, 1], [1, 0, 3, 3]], dtype=np.int32)
-    assert orient_pairs(hits, pairs).T.tolist() == [[0, 2], [1, 0], [1, 3], [3, 0]]

@@ -1,0 +1,116 @@
+"""Orders of pairs of hits: the inner hit first, the pairs of a hit together, the contract's.
+
+All by counting, in linear time and in threads: a dense event has millions of candidate pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Hits = NDArray[np.float32]
+    Pairs = NDArray[np.int32]
+
+
+def group(keys: NDArray[np.int32], n_keys: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Sort by a key, equal ones in their order.
+
+    Parameters
+    ----------
+    keys
+        int32 [n], each from 0 to ``n_keys`` - 1.
+    n_keys
+        Number of keys that there can be.
+
+    Returns
+    -------
+    tuple of ndarray
+        int64 [n_keys + 1] and int32 [n]: the positions with key k are ``order[starts[k]:starts[k + 1]]``.
+    """
+    order = np.empty(keys.size, dtype=np.int32)
+    return _count_out(keys, np.zeros((numba.get_num_threads(), n_keys), dtype=np.int64), order), order
+
+
+def inner_first(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:
+    """Put the inner hit of each pair first, and the pairs of an inner hit together, in the order of the hits.
+
+    Inner is the hit at the smaller distance from the origin; ties go to the lower index.
+
+    Parameters
+    ----------
+    hits
+        float32 [n_hits, 3], x, y, z in mm.
+    pairs
+        Integers [2, n_pairs], either way round.
+
+    Returns
+    -------
+    ndarray
+        int32 [2, n_pairs].
+    """
+    turned = np.empty(pairs.shape, dtype=np.int32)
+    _turn(np.square(hits.astype(np.float64)).sum(axis=1), pairs, turned)
+    starts, by_inner = group(turned[0], hits.shape[0])
+    return _grouped(starts, turned[1], by_inner)
+
+
+def sort_pairs(pairs: Pairs, n_hits: int) -> Pairs:
+    """Sort pairs, int32 [2, n_pairs], by the first hit and then by the second."""
+    first, second = pairs
+    by_second = group(second, n_hits)[1]
+    starts, by_first = group(first[by_second], n_hits)
+    return _grouped(starts, second, by_second[by_first])
+
+
+def orient_pairs(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:
+    """Put pairs in the contract's order: inner hit first, sorted by (inner, outer); see :func:`inner_first`."""
+    return sort_pairs(inner_first(hits, pairs), hits.shape[0])
+
+
+def _grouped(starts: NDArray[np.int64], second: NDArray[np.int32], order: NDArray[np.int32]) -> Pairs:
+    """Return the first hits, from where the pairs of each start, and the second ones in an order."""
+    pairs = np.empty((2, order.size), dtype=np.int32)
+    pairs[0] = np.repeat(np.arange(starts.size - 1, dtype=np.int32), np.diff(starts))
+    pairs[1] = second[order]
+    return pairs
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _turn(distance: NDArray[np.float64], pairs: NDArray[np.integer[Any]], turned: Pairs) -> None:
+    """Put the hit of each pair that is nearer to the origin first; ties go to the lower index."""
+    for pair in numba.prange(pairs.shape[1]):
+        a, b = pairs[0, pair], pairs[1, pair]
+        if distance[b] < distance[a] or (distance[a] == distance[b] and b < a):
+            a, b = b, a
+        turned[0, pair], turned[1, pair] = a, b
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _count_out(
+    keys: NDArray[np.int32], places: NDArray[np.int64], order: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """Fill the order of :func:`group` and return the starts; zeros [n_parts, n_keys]: room for the parts to count in."""
+    n_parts, n_keys = places.shape
+    part_size = -(-keys.size // n_parts)
+    for part in numba.prange(n_parts):
+        for i in range(part * part_size, min((part + 1) * part_size, keys.size)):
+            places[part, keys[i]] += 1
+    starts = np.empty(n_keys + 1, dtype=np.int64)
+    at = 0
+    for key in range(n_keys):
+        starts[key] = at
+        for part in range(n_parts):
+            count = places[part, key]
+            places[part, key] = at
+            at += count
+    starts[n_keys] = at
+    for part in numba.prange(n_parts):
+        for i in range(part * part_size, min((part + 1) * part_size, keys.size)):
+            order[places[part, keys[i]]] = i
+            places[part, keys[i]] += 1
+    return starts
