@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import msgspec
 
@@ -86,7 +86,8 @@ class Windows:
         Pairs at most so far apart, in mm, pass whatever their direction: hits on overlapping modules, whose
         distance is too small to tell one.
     min_chain
-        Pairs, at least, of the chain that a pair must be part of (:mod:`tritrack.stages.chains`); 1 asks for none.
+        Pairs, at least, of the chain that a pair must be part of (:mod:`tritrack.stages.chains`), 64 at most; 1 asks
+        for none.
     max_d0
         Largest distance, in mm, at which the particle of a chain passes the beam line.
     """
@@ -94,7 +95,7 @@ class Windows:
     max_z0: float
     max_curvature: float
     overlap: float
-    min_chain: int = 1
+    min_chain: Annotated[int, msgspec.Meta(le=64)] = 1
     max_d0: float = 1.0
 
 

@@ -53,7 +53,7 @@ def in_chains(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: W
     pairs
         int32 [2, n_pairs]: inner hit first, sorted by it.
     windows
-        ``min_chain``, ``max_d0`` and ``overlap`` of them; up to a ``min_chain`` of 1 every pair stays.
+        ``min_chain`` (64 at most), ``max_d0`` and ``overlap`` of them; up to a ``min_chain`` of 1 every pair stays.
 
     Returns
     -------

@@ -315,7 +315,7 @@ def check_pairs(n_pairs: int, *, max_pairs: int) -> None:
     """Refuse a graph of more pairs than the model's limit (raises ContractError)."""
     if n_pairs > max_pairs:
         raise ContractError(
-            f"EDGE_INDEX: the graph has {n_pairs} pairs of hits, the model's limit max_pairs is {max_pairs}"
+            f"EDGE_INDEX: the graph has more pairs of hits than the model's limit max_pairs, {max_pairs}"
         )
 
 

@@ -63,7 +63,7 @@ class OnnxEngine:
         self._inputs = [tensor.name for tensor in spec.inputs]
         self._whole = open_session(path, threads=threads, provider=CPU)
         self._parts: ParallelModel | None = None
-        # One thread gains nothing by parts, and loses a twentieth.
+        # One thread gains nothing by parts (docs/engines.md).
         if threads > 1 and has_parallel_loops(model := onnx.load_model(path)):
             open_part = partial(open_session, path, threads=1, provider=CPU)
             self._parts = ParallelModel(

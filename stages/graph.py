@@ -35,7 +35,7 @@ AXES_AT_ONCE = 4
 """Axes of the learned space whose part of the distances is added in one loop."""
 
 HITS_AT_ONCE = 256
-"""Hits whose neighbours a thread finds at once: bounds what an event over the limit takes before it is refused."""
+"""Hits whose neighbours a thread finds at once: an event over the limit is refused after a few of such pieces."""
 
 FLAT_SEARCH_HITS = 20_000
 """Up to this many hits FAISS compares all of them; above, it looks into the nearest of its lists."""
@@ -230,14 +230,18 @@ def _find_all(
 
     def search(begin: int) -> NDArray[np.int32]:
         end = min(begin + HITS_AT_ONCE, n_hits)
-        return _neighbours(points, place, first, last, squared_radius, limits, by_cell, begin, end, counts)
+        return _neighbours(
+            points, place, first, last, squared_radius, limits, by_cell, begin, end, max_pairs, counts
+        )
 
     with ThreadPoolExecutor(numba.get_num_threads()) as threads:
         n_pairs = 0
         for piece in threads.map(search, range(0, n_hits, HITS_AT_ONCE)):
+            found.append(piece)
             n_pairs += piece.size
-            if n_pairs <= max_pairs:
-                found.append(piece)
+            if n_pairs > max_pairs:
+                threads.shutdown(cancel_futures=True)
+                break
     check_pairs(n_pairs, max_pairs=max_pairs)
     pairs = np.empty((2, n_pairs), dtype=np.int32)
     pairs[0] = np.repeat(by_cell, counts)
@@ -256,9 +260,13 @@ def _neighbours(
     by_cell: NDArray[np.int32],
     begin: int,
     end: int,
+    max_pairs: int,
     counts: NDArray[np.int64],
 ) -> NDArray[np.int32]:
-    """Return the neighbours of hits ``begin`` to ``end`` in their ranges, one hit after the other, and count them."""
+    """Return the neighbours of hits ``begin`` to ``end`` in their ranges, one hit after the other, and count them.
+
+    The hit with which they are more than ``max_pairs`` is the last.
+    """
     longest = 0
     for hit in range(begin, end):
         for row in range(first.shape[0]):
@@ -297,4 +305,6 @@ def _neighbours(
                 found[count] = by_cell[other]
                 count += is_possible(place, hit, other, limits)
         counts[hit] = count - before
+        if count > max_pairs:
+            break
     return found[:count].copy()

@@ -1,6 +1,6 @@
 """Orders of pairs of hits: the inner hit first, the pairs of a hit together, the contract's.
 
-All by counting, in linear time and in threads: a dense event has millions of candidate pairs.
+By counting, in linear time and in threads: a dense event has millions of candidate pairs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ def group(keys: NDArray[np.int32], n_keys: int) -> tuple[NDArray[np.int64], NDAr
     tuple of ndarray
         int64 [n_keys + 1] and int32 [n]: the positions with key k are ``order[starts[k]:starts[k + 1]]``.
     """
+    # A part counts each key: where there are few pairs for a key, more parts cost more than they save.
+    n_parts = max(1, min(numba.get_num_threads(), keys.size // max(n_keys, 1)))
     order = np.empty(keys.size, dtype=np.int32)
-    return _count_out(keys, np.zeros((numba.get_num_threads(), n_keys), dtype=np.int64), order), order
+    return _count_out(keys, np.zeros((n_parts, n_keys), dtype=np.int64), order), order
 
 
 def inner_first(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:

@@ -71,7 +71,10 @@ class Pipeline:
         working_point: WorkingPointName | None = None,
         device: str | None = None,
     ) -> Pipeline:
-        """Load the chain from a folder of engines (raises CardError)."""
+        """Load the chain from a folder of engines (raises CardError).
+
+        The threads of the compiled loops are set for the calling thread: find events in the same one.
+        """
         set_compiled_threads(threads)
         card = read_card(engines)
         card.point(working_point)  # a missing one shows before the engines are loaded

@@ -297,7 +297,7 @@ def load_stage(
 
 
 def set_compiled_threads(threads: int) -> None:
-    """Set the threads of the compiled loops in this process."""
+    """Set the threads of the compiled loops: of those that the calling thread starts, in others it stays all cores."""
     import numba
 
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]

@@ -191,7 +191,7 @@ def test_one_client_serves_several_threads(finder: TrackFinder, chain: Pipeline,
         # All at one place: every pair is a candidate, and only the server knows how many that makes.
         (
             np.zeros((1000, 3), dtype=np.float32),
-            "graph has 499500 pairs of hits, the model's limit max_pairs is 20000",
+            "graph has more pairs of hits than the model's limit max_pairs, 20000",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import numpy as np
@@ -175,7 +176,27 @@ def test_hits_at_one_place_are_all_pairs(n_hits):
 @pytest.mark.parametrize("build", [radius_graph, partial(knn_graph, k=30)], ids=["radius", "knn"])
 def test_over_the_limit(build):
     hits, embedding = np.ones((30, 3), np.float32), np.ones((30, 4), np.float32)
+    assert build(hits, embedding, radius=1.0, max_pairs=435).shape == (2, 435)
     with pytest.raises(
-        ContractError, match=r"graph has 435 pairs of hits, the model's limit max_pairs is 434"
+        ContractError, match=r"graph has more pairs of hits than the model's limit max_pairs, 434"
     ):
         build(hits, embedding, radius=1.0, max_pairs=434)
+
+
+def test_the_search_ends_at_the_limit(monkeypatch):
+    searched = []
+    search = graph._neighbours
+
+    def count(*arguments):
+        time.sleep(0.005)  # or all are done before the first is looked at
+        searched.append(search(*arguments))
+        return searched[-1]
+
+    monkeypatch.setattr(graph, "_neighbours", count)
+    n_hits = 40 * graph.HITS_AT_ONCE
+    hits, embedding = np.ones((n_hits, 3), np.float32), np.ones((n_hits, 4), np.float32)
+    with pytest.raises(ContractError, match="limit max_pairs, 1000"):
+        radius_graph(hits, embedding, radius=1.0, max_pairs=1000)
+    assert len(searched) < 40
+    # Of a piece, too: to the end of the hit that goes over the limit.
+    assert max(map(len, searched)) <= 1000 + n_hits

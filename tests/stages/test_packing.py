@@ -142,7 +142,7 @@ IN_EVENT_1 = "^event 1 of the pack, counted from 0: "
         ),
         (
             [GOOD, np.ones((300, 3), np.float32), GOOD],
-            "EDGE_INDEX: the graph has 44850 pairs of hits, the model's limit max_pairs is 20000$",
+            "EDGE_INDEX: the graph has more pairs of hits than the model's limit max_pairs, 20000$",
         ),
         (
             [np.ones((150, 3), np.float32)] * 3,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 numba = pytest.importorskip("numba")
 
 from tritrack.export.cases import drawn_hits
-from tritrack.stages.pair_order import group, inner_first, orient_pairs, sort_pairs
+from tritrack.stages.pair_order import _count_out, group, inner_first, orient_pairs, sort_pairs
 
 MOST_THREADS = numba.config.NUMBA_NUM_THREADS
 
@@ -29,6 +29,15 @@ def test_group_is_a_stable_sort(n, n_keys):
     assert order.dtype == np.int32
     assert order.tolist() == np.argsort(keys, kind="stable").tolist()
     assert starts.tolist() == np.searchsorted(keys[order], np.arange(n_keys + 1)).tolist()
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 7, 40])
+def test_parts_of_any_number_sort_alike(n_parts):
+    keys = np.random.default_rng(n_parts).integers(0, 9, 31).astype(np.int32)
+    order = np.empty(keys.size, dtype=np.int32)
+    starts = _count_out(keys, np.zeros((n_parts, 9), dtype=np.int64), order)
+    assert order.tolist() == np.argsort(keys, kind="stable").tolist()
+    assert starts.tolist() == np.searchsorted(np.sort(keys), np.arange(10)).tolist()
 
 
 def test_inner_hit_comes_first_and_ties_go_to_the_lower_index():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +20,17 @@ from onnx.helper import (
     make_tensor_value_info,
 )
 
-from tritrack.stages.contract import GNN_STAGE
+from tritrack.stages.contract import EDGE_INDEX, EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE, HITS
 from tritrack.stages.engine import CPU, PARALLEL_ROWS, load_engine, open_session
-from tritrack.stages.parallel_loops import ParallelModel, has_parallel_loops
+from tritrack.stages.parallel_loops import ParallelModel, _Memory, has_parallel_loops
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from tritrack.stages.contract import StageSpec
 
 ROWS = 4
 """Rows of a turn."""
@@ -65,7 +70,7 @@ def loop(read: str, given: str, *, carries: bool = False, table: str = "table") 
     return make_node("Loop", ["turns", "always", *carried[1]], [*carried[0], f"{given}/stacked"], body=graph)
 
 
-def model(*, carries: bool = False, always: bool = True) -> onnx.ModelProto:
+def model(*, carries: bool = False, always: bool = True, precision: str = "fp32") -> onnx.ModelProto:
     """index [n] and table [m, 2] -> two loops, one after the other, with nodes and views between them."""
     nodes = [
         make_node("Shape", ["index"], ["n"]),
@@ -99,7 +104,7 @@ def model(*, carries: bool = False, always: bool = True) -> onnx.ModelProto:
         [onnx.numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
     made = make_model(graph, opset_imports=[make_opsetid("", 18)], ir_version=10)
-    onnx.helper.set_model_props(made, {"edge_sum": "sorted"})
+    onnx.helper.set_model_props(made, {"edge_sum": "sorted", "precision": precision})
     return made
 
 
@@ -139,9 +144,10 @@ def test_an_answer_stays_when_the_next_event_is_computed() -> None:
         ("turns and a condition that is always true", {}, True),
         ("one of two carries a number from turn to turn", {"carries": True}, True),
         ("a condition that is not true", {"always": False}, False),
+        ("16 bits, where layers are not in loops", {"precision": "fp16"}, False),
     ],
 )
-def test_what_can_run_in_parallel(described: str, change: dict[str, bool], expected: bool) -> None:
+def test_what_can_run_in_parallel(described: str, change: dict[str, Any], expected: bool) -> None:
     assert has_parallel_loops(model(**change)) is expected, described
 
 
@@ -170,17 +176,65 @@ def test_what_a_turn_raises_is_raised(threads: int) -> None:
     assert len(parts.run(event(3))) == 2
 
 
+def test_no_turn_goes_on_after_an_error() -> None:
+    started: list[int] = []
+    parts = ParallelModel(model(), open_session=open_part, threads=4)
+
+    def work(turns: Iterator[int]) -> None:
+        for turn in turns:
+            started.append(turn)
+            if turn == 1:
+                raise ValueError("turn 1")
+            time.sleep(0.001)
+
+    with pytest.raises(ValueError, match="turn 1"):
+        parts._share(10_000, work)
+    ended = len(started)
+    assert ended < 10_000
+    time.sleep(0.01)
+    assert len(started) == ended
+
+
+def test_memory_is_taken_again_once_no_value_lies_in_it() -> None:
+    values: dict[str, NDArray[Any]] = {}
+    memory = _Memory(values)
+    turn = np.ones((3, 2), np.float32)
+    (values["first"],) = memory.take([turn], n_turns=4)
+    values["view"] = values["first"].reshape(12, 2)[1:5]
+    (values["second"],) = memory.take([turn], n_turns=4)
+    assert not np.shares_memory(values["first"], values["second"])
+    del values["first"]
+    (values["third"],) = memory.take([turn], n_turns=2)  # the view of the first one's is still there
+    assert not np.shares_memory(values["view"], values["third"])
+    del values["view"]
+    smaller, larger = memory.take([turn, turn], n_turns=4)
+    assert not np.shares_memory(smaller, larger)
+    assert len(memory._all) == 4
+
+
+def test_events_at_once_have_their_own_answers() -> None:
+    events = [event(30, seed=seed) for seed in range(8)]
+    whole = open_part(model().SerializeToString())
+    parts = ParallelModel(model(), open_session=open_part, threads=3)
+    with ThreadPoolExecutor(4) as threads:
+        for inputs, found in zip(events, threads.map(parts.run, events), strict=True):
+            for expected, array in zip(whole.run(None, inputs), found, strict=True):
+                np.testing.assert_array_equal(array, expected)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("n_hits", "n_edges"), [(2, 1), (600, 1), (1500, 9000)])
-def test_the_gnn_computes_what_its_file_computes(
-    small_engines: Path, n_hits: int, n_edges: int, threads: int
+@pytest.mark.parametrize(("n_hits", "n_edges"), [(2, 1), (600, 1), (12_000, 40_000)])
+@pytest.mark.parametrize("spec", [EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE], ids=lambda spec: spec.name)
+def test_a_network_by_parts_computes_what_its_file_computes(
+    small_engines: Path, spec: StageSpec, n_hits: int, n_edges: int, threads: int
 ) -> None:
-    """To the bit, with several turns of every loop at the largest size."""
+    """To the bit, with several turns of the loops over hits and over edges at the largest size."""
     rng = np.random.default_rng(n_edges)
-    path = small_engines / f"{GNN_STAGE.name}.onnx"
+    path = small_engines / f"{spec.name}.onnx"
     hits = rng.normal(scale=300.0, size=(n_hits, 3)).astype(np.float32)
     ends = np.sort(rng.integers(0, n_hits, (2, n_edges)).astype(np.int32), axis=0)
-    inputs = dict(zip([spec.name for spec in GNN_STAGE.inputs], [hits, ends], strict=True))
+    named = {HITS.name: hits, EDGE_INDEX.name: ends}
+    inputs = {tensor.name: named[tensor.name] for tensor in spec.inputs}
     (expected,) = open_session(path, threads=1, provider=CPU).run(None, inputs)
     parts = ParallelModel(onnx.load_model(path), open_session=open_part, threads=threads)
     (found,) = parts.run(inputs)
