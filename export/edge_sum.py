@@ -58,10 +58,10 @@ def expand_sums(model: onnx.ModelProto) -> None:
     Edges are sorted by the hit they add to (a stable sort: equal ones keep their order), once for each direction. A
     loop takes some hits at a time, gathers the rows of their edges and forms the running sum over them; each hit's sum
     is the difference of two of its values. Within blocks of 16 edges the running sum is float32, a product with a
-    triangle of ones that gives the block's sum, too, over blocks float64: for values of one size as
-    exact as adding the edges of a hit in float32 (the edges of a block share the error of its largest). The result does not depend on the number of threads, as a ReduceSum's would. (ScatterND with a reduction
-    loses duplicates under more than one thread of ONNX Runtime 1.32, its ScatterElements takes several times as long,
-    and so does a CumSum over all edges.)
+    triangle of ones that gives the block's sum, too, over blocks float64: for values of one size as exact as adding
+    the edges of a hit in float32 (the edges of a block share the error of its largest). The result does not depend on
+    the number of threads, as a ReduceSum's would. (ScatterND with a reduction loses duplicates under more than one
+    thread of ONNX Runtime 1.32, its ScatterElements takes several times as long, and so does a CumSum over all edges.)
     """
     nodes = list(model.graph.node)
     if all(node.op_type != SUM_EDGES for node in nodes):

@@ -80,6 +80,7 @@ def test_foreign_stages_are_in_the_card_where_there_are_any(tmp_path):
         ({"default": "quick"}, r"Invalid enum value 'quick'"),
         ({"working_points": {"quick": None}}, r"Invalid enum value 'quick'"),
         ({"working_points": {"best": {"metrics": {}}}}, r"missing required field `cuts`"),
+        ({"working_points": {"best": {"cuts": {"windows": {"min_chain": 65}}}}}, r"Expected `int` <= 64"),
         ({"contract_version": 0}, r"speaks contract version 0"),
     ],
 )
