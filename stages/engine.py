@@ -29,8 +29,9 @@ CPU: Provider = "CPUExecutionProvider"
 CUDA: Provider = "CUDAExecutionProvider"
 """Where ONNX Runtime computes."""
 
-PARALLEL_ROWS = 20_000
-"""Hits, or pairs, from which on the turns of a file's loops run in threads: with fewer there are few turns to share."""
+PARALLEL_ROWS = 10_000
+"""Hits, or pairs, from which on the turns of a file's loops run in threads. With fewer there are few turns to share, and
+one thread computes: two would gain some milliseconds of one event, and cost many events at once half the throughput."""
 
 
 class Engine(Protocol):
@@ -50,8 +51,8 @@ class OnnxEngine:
     spec
         The stage, which names its inputs and output.
     threads
-        Threads that compute: those of the session; where the file has loops over blocks of rows, and the event many
-        rows, those that run their turns. The answer is the same.
+        Threads that compute: where the file has loops over blocks of rows, those that run their turns, and one for an
+        event of few rows; else those of the session. The answer is the same.
 
     Raises
     ------
@@ -61,7 +62,6 @@ class OnnxEngine:
 
     def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
-        self._whole = open_session(path, threads=threads, provider=CPU)
         self._parts: ParallelModel | None = None
         # One thread gains nothing by parts (docs/engines.md).
         if threads > 1 and has_parallel_loops(model := onnx.load_model(path)):
@@ -69,6 +69,7 @@ class OnnxEngine:
             self._parts = ParallelModel(
                 model, open_session=lambda part: open_part(part=part), threads=threads
             )
+        self._whole = open_session(path, threads=1 if self._parts else threads, provider=CPU)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""
