@@ -32,6 +32,7 @@ from tritrack.export.gates import (
 from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
 from tritrack.export.precision import typed_network
+from tritrack.failures import UsageError
 from tritrack.stages.card import CARD_FILE, engine_file
 from tritrack.stages.contract import EMBEDDING_STAGE, GRAPH_STAGE, STAGES
 from tritrack.stages.engine import OnnxEngine
@@ -112,7 +113,10 @@ def export_engines(
         Where an event is over the card's limits.
     PhysicsError
         Where an event that the physics is compared on has no truth.
+    UsageError
+        Where ``out`` holds what is read.
     """
+    check_out(out, reads=[weights, *(foreign.files.values() if foreign is not None else ())])
     if foreign is not None:
         card, networks = join_networks(foreign, weights)
     elif weights is not None:
@@ -177,6 +181,15 @@ def _export(
         yield "chain", passed
     elif events:
         yield gate_events(engines, card=card, networks=networks, precision=precision, events=events)
+
+
+def check_out(out: Path, *, reads: Iterable[Path | None]) -> None:
+    """Refuse a folder for engines that holds what they are made from (raises UsageError): it is cleared first."""
+    for path in reads:
+        if path is not None and out.resolve() == (path if path.is_dir() else path.parent).resolve():
+            raise UsageError(
+                f"export: {out} is to be filled anew and is read from ({path}); take another folder"
+            )
 
 
 def clear_engines(out: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from tritrack.export.cases import drawn_cases, event_cases
 from tritrack.export.gates import gate_network, require
-from tritrack.export.onnx import clear_engines, finish_engines, gate_compiled, gate_events
+from tritrack.export.onnx import check_out, clear_engines, finish_engines, gate_compiled, gate_events
 from tritrack.stages.card import CardError, Precision, engine_file, read_card
 from tritrack.stages.contract import EDGE_INDEX, FILTER_STAGE, GRAPH_STAGE, HITS, STAGES
 from tritrack.stages.networks import run_network
@@ -81,7 +81,10 @@ def export_plans(
         Where TensorRT does not build a network.
     GateError
         Where a stage does not compute what its reference computes; its engine is not left in ``out``.
+    UsageError
+        Where ``out`` holds what is read.
     """
+    check_out(out, reads=[weights, engines])
     version, gpu = find_tensorrt()
     card, networks = load_weights(weights)
     precision = check_onnx_folder(engines, card=card)

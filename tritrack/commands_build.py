@@ -308,8 +308,9 @@ def export(
             )
         _export_plans(weights=weights, engines=engines, out=out, events=events)
     else:
-        from tritrack.export.onnx import export_engines
+        from tritrack.export.onnx import check_out, export_engines
 
+        check_out(out, reads=[card])
         export_engines(
             weights=weights,
             out=out,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import msgspec
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ onnx = pytest.importorskip("onnx")
 from tritrack.events.event import Event
 from tritrack.export import onnx as export_onnx
 from tritrack.export.cases import drawn_hits
+from tritrack.export.foreign import Foreign
 from tritrack.export.gates import GateError, GateResult
 from tritrack.export.network import export_network
 from tritrack.export.onnx import export_engines
-from tritrack.stages.card import CARD_FILE, CardError
+from tritrack.failures import UsageError
+from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import STAGES, ContractError
 
 FILES = {"card.json", "gates.json", "embedding.onnx", "filter.onnx", "gnn.onnx"}
@@ -78,6 +82,22 @@ def test_no_weights(tmp_path):
     with pytest.raises(CardError, match="no model card there"):
         export_engines(weights=tmp_path, out=tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["weights", "file", "link"])
+def test_what_is_read_is_not_cleared_away(small_weights, tmp_path, what):
+    weights = tmp_path / "weights"
+    shutil.copytree(small_weights, weights)
+    file = weights / "gnn.onnx"
+    file.write_text("the only one")
+    there = {path.name: path.read_bytes() for path in weights.iterdir()}
+    (tmp_path / "link").symlink_to(weights)
+    foreign = Foreign(card=read_card(weights), files={"gnn": file}) if what == "file" else None
+    out = tmp_path / "link" if what == "link" else weights
+    read = tmp_path / "elsewhere" if what == "file" else weights
+    with pytest.raises(UsageError, match=f"^export: {out} is to be filled anew and is read from"):
+        export_engines(weights=read, out=out, threads=1, foreign=foreign)
+    assert {path.name: path.read_bytes() for path in weights.iterdir()} == there
 
 
 def test_an_event_over_the_limits(small_weights, tmp_path):
