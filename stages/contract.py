@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tritrack.stages.placement import namespace
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -206,6 +208,20 @@ def check_tensor(array: NDArray[Any] | Tensor, spec: TensorSpec, sizes: Mapping[
                 f"{spec.name}: axis {axis}{name} is {size} long, {expected} wanted; the contract says {wanted}"
             )
     return known
+
+
+def check_finite(array: Any, spec: TensorSpec) -> None:
+    """Check what a network gave: a score that is no number reaches no cut, and would be dropped without a word.
+
+    Raises
+    ------
+    ContractError
+        Where an entry is not finite.
+    """
+    if not namespace(array).isfinite(array).all():
+        raise ContractError(
+            f"{spec.name}: the network overflows on these hits; are their coordinates in mm, in the detector?"
+        )
 
 
 def check_hits(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tritrack.stages.contract import check_edges
+from tritrack.stages.contract import PAIR_SCORE, check_edges, check_finite
 from tritrack.stages.placement import Array, contiguous, namespace
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def select_edges(edge_index: Array, pair_score: Array, *, cut: float, max_edges:
     Raises
     ------
     ContractError
-        Where more than ``max_edges`` are kept.
+        Where a score is not finite, or more than ``max_edges`` are kept.
     """
+    check_finite(pair_score, PAIR_SCORE)
     keep = pair_score >= np.float32(cut)
     check_edges(int(namespace(keep).count_nonzero(keep)), max_edges=max_edges)
     return contiguous(edge_index[:, keep])

@@ -117,7 +117,7 @@ def knn_graph(
 def orient_pairs(hits: Tensor, pairs: Tensor) -> Tensor:
     """Put pairs, int64 [2, n_pairs], in the contract's order, as `tritrack.stages.pair_order.orient_pairs` does."""
     n_hits = hits.shape[0]
-    squares = hits.double().square()
+    squares = hits[:, :3].double().square()
     distance = squares[:, 0].clone()
     for column in squares.T[1:]:  # one by one, as NumPy adds so few
         distance += column

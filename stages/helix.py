@@ -54,7 +54,7 @@ def measured(hits: NDArray[np.float32]) -> Floats:
         in a barrel and -abs(z) on a disk. Where barrels end, and pixels and strips begin, is as in the detector of
         TrackML and of the simulation.
     """
-    x, y, z = hits.astype(np.float64).T
+    x, y, z = hits[:, :3].astype(np.float64).T
     r = np.hypot(x, y)
     resolution = resolution_along(r)
     in_barrel = np.abs(z) < np.where(r < 200.0, 550.0, 1150.0)

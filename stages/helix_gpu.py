@@ -42,7 +42,7 @@ _AT_ONCE = 1 << 21
 
 def measured(hits: Tensor) -> Tensor:
     """Return what the fits need of each hit, float64 [n_hits, 5], as `tritrack.stages.helix.measured` does."""
-    x, y, z = hits.double().T
+    x, y, z = hits[:, :3].double().T
     r = torch.hypot(x, y)
     in_barrel = z.abs() < torch.where(r < 200.0, 550.0, 1150.0)
     return torch.stack([x, y, z, resolution_along(r), torch.where(in_barrel, r, -z.abs())], dim=1)

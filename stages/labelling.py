@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.helix import drop_strays, measured
+from tritrack.stages.pair_order import squared_distance
 from tritrack.stages.paths import join_mutually, mutual_paths
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def walkthrough(
     keep = edge_score >= np.float32(cut)
     inner, outer = edge_index[:, keep]
     # Hits by their rank from the inside. Equal sums of scores are then settled by distance, not by index.
-    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    distance = squared_distance(hits)
     order = np.argsort(distance, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(order.size)
@@ -126,7 +127,7 @@ def helix(
 
 def _ranks(hits: NDArray[np.float32]) -> NDArray[np.int64]:
     """Rank hits from the inside; equal distances are settled by position, not by index."""
-    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    distance = squared_distance(hits)
     order = np.argsort(distance, kind="stable")
     ahead = np.flatnonzero(distance[order[1:]] == distance[order[:-1]])
     if ahead.size:  # few, and four keys take four times as long

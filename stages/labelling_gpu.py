@@ -91,7 +91,7 @@ def helix(hits: Tensor, edge_index: Tensor, edge_score: Tensor, *, cut: float) -
 
 
 def _ranks(hits: Tensor) -> Tensor:
-    squares = hits.double().square()
+    squares = hits[:, :3].double().square()
     distance = squares[:, 0] + squares[:, 1] + squares[:, 2]
     rank = torch.empty(hits.shape[0], dtype=torch.int64, device=hits.device)
     rank[lexsort([hits[:, 2], hits[:, 1], hits[:, 0], distance])] = torch.arange(

@@ -56,9 +56,15 @@ def inner_first(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:
         int32 [2, n_pairs].
     """
     turned = np.empty(pairs.shape, dtype=np.int32)
-    _turn(np.square(hits.astype(np.float64)).sum(axis=1), pairs, turned)
+    _turn(squared_distance(hits), pairs, turned)
     starts, by_inner = group(turned[0], hits.shape[0])
     return _grouped(starts, turned[1], by_inner)
+
+
+def squared_distance(hits: Hits) -> NDArray[np.float64]:
+    """Return the hits' squared distances from the origin, float64 [n_hits], mm^2, whatever else they measure."""
+    squares: NDArray[np.float64] = np.square(hits[:, :3].astype(np.float64)).sum(axis=1)
+    return squares
 
 
 def sort_pairs(pairs: Pairs, n_hits: int) -> Pairs:

@@ -8,15 +8,13 @@ loads it. Neither TensorRT's Python package nor torch is needed here.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
 from tritrack.stages.card import CardError, Precision
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of cuDeviceGetAttribute
 _NAME_BYTES = 256
@@ -149,10 +147,18 @@ def find_gpu() -> Gpu | None:
 
 
 def find_libnvinfer(major: int) -> str | None:
-    """Return "major.minor.patch" of the TensorRT library that a server here loads, None where there is none."""
-    try:
-        library = ctypes.CDLL(f"libnvinfer.so.{major}")
-    except OSError:
+    """Return "major.minor.patch" of the TensorRT library that is loaded here, None where there is none."""
+    file = f"libnvinfer.so.{major}"
+    # The package from the index keeps it in a folder of its own, where only Python finds it.
+    package = importlib.util.find_spec("tensorrt_libs")
+    folders = [Path(folder) for folder in (package.submodule_search_locations or ())] if package else []
+    for path in (file, *(folder / file for folder in folders)):
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:
+            continue
+        break
+    else:
         return None
     # From TensorRT 10 on: 100 numbers for minor and for patch.
     number: int = library.getInferLibVersion()

@@ -12,6 +12,7 @@ from tritrack.stages.card import CardError, ModelCard, read_card
 from tritrack.stages.contract import (
     CUT_STEP,
     EDGE_INDEX,
+    EDGE_SCORE,
     EMBEDDING,
     EVENT_OFFSETS,
     FILTER_STAGE,
@@ -23,6 +24,7 @@ from tritrack.stages.contract import (
     STAGES,
     ContractError,
     StageSpec,
+    check_finite,
     check_hits,
     check_tensor,
     in_event,
@@ -139,11 +141,9 @@ class Stage:
             raise ContractError(
                 f"EDGE_INDEX: holds {edges.min()} to {edges.max()}, but there are {sizes['n_hits']} hits"
             )
-        embedding = inputs.get(EMBEDDING)
-        if embedding is not None and not namespace(embedding).isfinite(embedding).all():
-            raise ContractError(
-                "EMBEDDING: the network overflows on these hits; are their coordinates in mm, in the detector?"
-            )
+        for spec in (EMBEDDING, EDGE_SCORE):  # and PAIR_SCORE where it is cut
+            if spec in inputs:
+                check_finite(inputs[spec], spec)
 
 
 def make_stage(

@@ -32,6 +32,11 @@ def test_more_edges_than_the_limit_are_refused():
         select_edges(PAIRS, np.array([1, 1, 0, 1], dtype=np.float32), cut=0.5, max_edges=2)
 
 
+def test_a_score_that_is_no_number_is_no_low_one():
+    with pytest.raises(ContractError, match="PAIR_SCORE: the network overflows on these hits"):
+        select_edges(PAIRS, np.array([1, np.nan, 0, 1], dtype=np.float32), cut=0.5, max_edges=4)
+
+
 def test_no_edges():
     none = select_edges(np.empty((2, 0), dtype=np.int32), np.empty(0, dtype=np.float32), cut=0.5, max_edges=0)
     assert none.shape == (2, 0)

@@ -10,6 +10,7 @@ pytest.importorskip("numba")
 from tritrack.stages.contract import MIN_TRACK_HITS, NO_TRACK
 from tritrack.stages.helix import JOIN_FIELD, fit_circle, measured, misfit, on_one_helix
 from tritrack.stages.labelling import LABELLINGS, components, helix, number_tracks, walkthrough
+from tritrack.stages.pair_order import orient_pairs
 from tritrack.stages.paths import MOST_JOINS
 from tritrack.stages.reference import component_labels, helix_labels, path_labels
 
@@ -300,6 +301,24 @@ def test_permuted_hits_give_the_same_helices(event, random):
     shuffled = np.array(random.sample(range(len(score)), len(score)), dtype=np.int64)
     again = helix(hits[order], new_index[edges[:, shuffled]].astype(np.int32), score[shuffled], cut=0.3)
     assert as_sets(helix(hits, edges, score, cut=0.3)) == as_sets(again[new_index])
+
+
+@settings(deadline=None, max_examples=20)
+@given(event=events(), seed=st.integers(0, 2**32 - 1))
+def test_what_a_hit_measures_besides_its_place_makes_no_other_track(event, seed):
+    torch = pytest.importorskip("torch")
+    from tritrack.stages import labelling_gpu
+
+    hits, edges, score = event
+    more = np.random.default_rng(seed).uniform(0.0, 1e4, (len(hits), 1)).astype(np.float32)
+    wider = np.hstack([hits, more])
+    assert np.array_equal(orient_pairs(wider, edges), orient_pairs(hits, edges))
+    for name, labelling in LABELLINGS.items():
+        labels = labelling(hits, edges, score, cut=0.3)
+        assert np.array_equal(labelling(wider, edges, score, cut=0.3), labels)
+        if name in labelling_gpu.LABELLINGS:
+            on_device = labelling_gpu.LABELLINGS[name](*map(torch.from_numpy, (wider, edges, score)), cut=0.3)
+            assert np.array_equal(on_device.numpy(), labels)
 
 
 @settings(deadline=None, max_examples=60)

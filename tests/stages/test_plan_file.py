@@ -67,13 +67,14 @@ def machine(tmp_path_factory):
     def run(plan, libraries):
         folder = tmp_path_factory.mktemp("machine")
         for name, source in libraries.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(built / source, folder / name)
         done = subprocess.run(
             [sys.executable, "-c", program, plan],
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"LD_LIBRARY_PATH": str(folder)},
+            env=os.environ | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder)},
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
@@ -83,12 +84,14 @@ def machine(tmp_path_factory):
 
 
 HERE = {name: name for name in ("libcuda.so.1", "libnvinfer.so.10")}
+IN_PACKAGE = {"libcuda.so.1": "libcuda.so.1", "tensorrt_libs/libnvinfer.so.10": "libnvinfer.so.10"}
 
 
 @pytest.mark.parametrize(
     ("change", "libraries", "said"),
     [
         ({}, HERE, "NVIDIA H100 PCIe"),
+        ({}, IN_PACKAGE, "NVIDIA H100 PCIe"),
         (
             {"tensorrt": "10.16.0.72"},
             HERE,
@@ -105,7 +108,14 @@ HERE = {name: name for name in ("libcuda.so.1", "libnvinfer.so.10")}
         ),
         ({}, HERE | {"libcuda.so.1": "no GPU"}, "{}: built for an NVIDIA H100 PCIe, no GPU is here"),
     ],
-    ids=["the same machine", "another release", "no library", "another GPU", "no GPU"],
+    ids=[
+        "the same machine",
+        "TensorRT from the index",
+        "another release",
+        "no library",
+        "another GPU",
+        "no GPU",
+    ],
 )
 def test_check(machine, tmp_path, change, libraries, said):
     plan = write(tmp_path, replace(FACTS, **change))

@@ -93,6 +93,7 @@ def test_what_a_client_sends_wrong(chain, hits, message):
             r"EMBEDDING: axis 1 \(d\) is 5 long, 4 wanted",
         ),
         ("graph", {"EMBEDDING": np.full((20, 4), np.inf, np.float32)}, "EMBEDDING: the network overflows"),
+        ("labelling", {"EDGE_SCORE": np.full(4, np.nan, np.float32)}, "EDGE_SCORE: the network overflows"),
         ("filter", {"EDGE_INDEX": np.zeros((2, 4), np.int64)}, "EDGE_INDEX: dtype is int64"),
         ("filter", {"EDGE_INDEX": np.zeros((3, 4), np.int32)}, r"EDGE_INDEX: axis 0 is 3 long, 2 wanted"),
         (
