@@ -102,8 +102,8 @@ class TritonPythonModel:
         # One without entries is the host's, wherever it was made.
         if tensor.name() in self.on_gpu and array.size:
             raise NoRoomError(
-                f"{self.name}: {tensor.name()} came by the host, since the server's pool of GPU memory is full: send "
-                "fewer events at once, or start the server with more --in-flight"
+                f"{self.name}: {tensor.name()} came by the host, since the server's pool of GPU memory is full (send fewer "
+                "events at once, or start the server with more --in-flight) or it found no libcuda.so at its start"
             )
         return array
 

@@ -241,9 +241,13 @@ def gate_events(
     networks: Mapping[str, nn.Module],
     precision: Precision,
     events: Sequence[Event],
+    device: str | None = None,
 ) -> Passed:
-    """Gate the chain on events: its tracks in fp32, its physics in 16 bits (raises GateError, PhysicsError)."""
-    chain = Pipeline(card=card, engines=engines)
+    """Gate the chain, on the device where it will be, on events: its tracks in fp32, its physics in 16 bits.
+
+    The reference is on the host. Raises GateError, PhysicsError.
+    """
+    chain = Pipeline(card=card, engines=engines, device=device)
     modules = {name: partial(run_network, network) for name, network in networks.items()}
     reference = Pipeline(card=card, engines=modules)
     gate, name = (gate_chain, "chain") if precision == "fp32" else (gate_physics, "physics")

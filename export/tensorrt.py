@@ -146,7 +146,9 @@ def _build(
                 spec, card=card, embed=partial(run_network, networks["embedding"]), cases=cases
             )
         yield spec.name, passed
-    yield gate_events(runnable, card=card, networks=networks, precision=precision, events=events)
+    yield gate_events(
+        runnable, card=card, networks=networks, precision=precision, events=events, device="cuda:0"
+    )
 
 
 def find_tensorrt() -> tuple[str, Gpu]:
