@@ -32,7 +32,6 @@ from tritrack.export.gates import (
 from tritrack.export.joined import joined_network
 from tritrack.export.network import export_network
 from tritrack.export.precision import typed_network
-from tritrack.failures import UsageError
 from tritrack.stages.card import CARD_FILE, engine_file
 from tritrack.stages.contract import EMBEDDING_STAGE, GRAPH_STAGE, STAGES
 from tritrack.stages.engine import OnnxEngine
@@ -59,6 +58,10 @@ if TYPE_CHECKING:
     """A stage's name, or what else was compared, and its comparisons."""
 
 GATES_FILE = "gates.json"
+
+
+class FolderError(ValueError):
+    """A folder to fill that holds what is read."""
 
 
 def export_engines(
@@ -113,7 +116,7 @@ def export_engines(
         Where an event is over the card's limits.
     PhysicsError
         Where an event that the physics is compared on has no truth.
-    UsageError
+    FolderError
         Where ``out`` holds what is read.
     """
     check_out(out, reads=[weights, *(foreign.files.values() if foreign is not None else ())])
@@ -184,10 +187,10 @@ def _export(
 
 
 def check_out(out: Path, *, reads: Iterable[Path | None]) -> None:
-    """Refuse a folder for engines that holds what they are made from (raises UsageError): it is cleared first."""
+    """Refuse a folder for engines that holds what they are made from (raises FolderError): it is cleared first."""
     for path in reads:
         if path is not None and out.resolve() == (path if path.is_dir() else path.parent).resolve():
-            raise UsageError(
+            raise FolderError(
                 f"export: {out} is to be filled anew and is read from ({path}); take another folder"
             )
 

@@ -81,7 +81,7 @@ def export_plans(
         Where TensorRT does not build a network.
     GateError
         Where a stage does not compute what its reference computes; its engine is not left in ``out``.
-    UsageError
+    FolderError
         Where ``out`` holds what is read.
     """
     check_out(out, reads=[weights, engines])

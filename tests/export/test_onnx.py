@@ -15,8 +15,7 @@ from tritrack.export.cases import drawn_hits
 from tritrack.export.foreign import Foreign
 from tritrack.export.gates import GateError, GateResult
 from tritrack.export.network import export_network
-from tritrack.export.onnx import export_engines
-from tritrack.failures import UsageError
+from tritrack.export.onnx import FolderError, export_engines
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import STAGES, ContractError
 
@@ -95,7 +94,7 @@ def test_what_is_read_is_not_cleared_away(small_weights, tmp_path, what):
     foreign = Foreign(card=read_card(weights), files={"gnn": file}) if what == "file" else None
     out = tmp_path / "link" if what == "link" else weights
     read = tmp_path / "elsewhere" if what == "file" else weights
-    with pytest.raises(UsageError, match=f"^export: {out} is to be filled anew and is read from"):
+    with pytest.raises(FolderError, match=f"^export: {out} is to be filled anew and is read from"):
         export_engines(weights=read, out=out, threads=1, foreign=foreign)
     assert {path.name: path.read_bytes() for path in weights.iterdir()} == there
 
