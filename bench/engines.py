@@ -14,7 +14,6 @@ from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 import typer
 
 from tritrack.bench.candidates import NETWORKS, candidates, check_card, now
@@ -22,6 +21,7 @@ from tritrack.bench.engine_rows import CHAIN, REFERENCE, Result, Time
 from tritrack.bench.event_sets import for_each, read_sets
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import make_header, write_result
+from tritrack.bench.threads import set_threads
 from tritrack.export.gates import deviation_of, share_of_other_tracks
 from tritrack.failures import one_sentence
 from tritrack.physics.matching import pairs_from_labels
@@ -30,7 +30,6 @@ from tritrack.physics.selection import TARGETS
 from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
 from tritrack.stages.contract import EMBEDDING
 from tritrack.stages.pipeline import Pipeline
-from tritrack.stages.stage import set_compiled_threads
 from tritrack.stages.weights import load_weights
 
 if TYPE_CHECKING:
@@ -332,8 +331,7 @@ def main(
     ] = True,
 ) -> None:
     """Time the networks and the chain in every engine there is, and write JSON."""
-    torch.set_num_threads(threads)
-    set_compiled_threads(threads)
+    set_threads(threads)
     card, networks = load_weights(weights)
     check_card(engines, card=card)
     sets = read_sets(events, first=first)

@@ -23,6 +23,7 @@ from tritrack.bench.costs.rates import Device, Probes, timed
 from tritrack.bench.costs.traffic import count_network
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.stages import device_functions
+from tritrack.bench.threads import set_threads
 from tritrack.events.source import read_all
 from tritrack.export.network import export_network
 from tritrack.failures import UsageError, one_sentence
@@ -218,6 +219,7 @@ def measure(
     *,
     networks: Mapping[str, nn.Module],
     costs: Mapping[str, NetworkCost],
+    threads: int,
     rounds: int,
 ) -> tuple[list[Row], list[Machine]]:
     """Measure the stages on every event, on the host and, where there is one, on a GPU.
@@ -232,6 +234,8 @@ def measure(
         The same in torch, for a GPU.
     costs
         By stage, of its network.
+    threads
+        Those of the stages on the host, see `tritrack.bench.threads`.
     rounds
         Rounds that count.
 
@@ -241,7 +245,9 @@ def measure(
         Where an event is over the card's limits.
     """
     devices: tuple[Device, ...] = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    probes = {device: Probes(device=device, networks=pipeline.card.networks) for device in devices}
+    probes = {
+        device: Probes(device=device, networks=pipeline.card.networks, threads=threads) for device in devices
+    }
     rows: list[Row] = []
     machines: list[Machine] = []
     for event in events:
@@ -353,7 +359,7 @@ def main(
     """Time each stage beside what the machine allows, and write JSON."""
     card, networks = load_weights(weights)
     check_card(engines, card=card)
-    torch.set_num_threads(threads)
+    set_threads(threads)
     pipeline = Pipeline.load(engines, threads=threads, working_point=working_point)
     # Counted on the plain export: engines may run in pieces, which changes nothing of what is to be done.
     costs = {
@@ -364,7 +370,7 @@ def main(
     }
     with_hits = (event for event in read_all(events) if event.n_hits)
     rows, machines = measure(
-        pipeline, islice(with_hits, first), networks=networks, costs=costs, rounds=rounds
+        pipeline, islice(with_hits, first), networks=networks, costs=costs, threads=threads, rounds=rounds
     )
     if not rows:
         raise UsageError("bench.floors: the event files hold no hits")

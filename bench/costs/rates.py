@@ -9,18 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 
 from tritrack.bench.candidates import now
+from tritrack.bench.threads import require_threads
 from tritrack.export.network import IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from tritrack.stages.card import Networks
@@ -36,7 +37,7 @@ SQUARE = 2048
 ROWS = 1 << 16
 """Rows of the products in the networks' shapes."""
 
-_REPEATS = 3  # of which the fastest counts
+_REPEATS = 3  # of which the one with the least wall time counts, by both clocks
 _USUAL_CACHE = 64 << 20
 
 
@@ -46,14 +47,19 @@ class Probes:
     Parameters
     ----------
     device
-        The device; of "cpu" with the threads that torch is set to.
+        The device.
     networks
         Sizes of the networks, which are those of the products.
+    threads
+        Threads on the host; torch must be set to them (`tritrack.bench.threads`).
     cache_bytes
         The last cache; None for that of this device.
     """
 
-    def __init__(self, *, device: Device, networks: Networks, cache_bytes: int | None = None) -> None:
+    def __init__(
+        self, *, device: Device, networks: Networks, threads: int, cache_bytes: int | None = None
+    ) -> None:
+        require_threads(threads)
         self._device = device
         n = ARRAY_CACHES * (cache_bytes or last_cache(device)) // 4
         self._arrays = [torch.ones(n, device=device) for _ in range(3)]
@@ -66,7 +72,7 @@ class Probes:
             out = torch.empty(m, n, device=device)
             self._products[f"{name}, torch"] = operations, partial(torch.mm, a, b, out=out)
             if device == "cpu":
-                product = _product_in_onnx(b.numpy(), threads=torch.get_num_threads())
+                product = _product_in_onnx(b.numpy(), threads=threads)
                 self._products[f"{name}, onnxruntime"] = operations, partial(product, a.numpy())
 
     def bandwidth(self) -> NDArray[np.float64]:
@@ -83,8 +89,7 @@ class Probes:
 
     def _seconds(self, function: Callable[[], object]) -> NDArray[np.float64]:
         seconds = [timed(function, device=self._device) for _ in range(_REPEATS + 1)]
-        fastest: NDArray[np.float64] = np.min(seconds, axis=0)
-        return fastest
+        return min(seconds, key=lambda of_repeat: of_repeat[0])
 
 
 def _product_in_onnx(right: NDArray[np.float32], *, threads: int) -> Callable[[NDArray[np.float32]], object]:

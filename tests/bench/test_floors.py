@@ -170,8 +170,36 @@ def test_the_device_has_all_stages(small_weights, small_engines, small_event):
     assert stages["labelling"]().shape == (small_event.n_hits,)
 
 
+PROBES = """
+import sys
+import torch
+from pathlib import Path
+from tritrack.bench.costs.rates import Probes
+from tritrack.bench.threads import set_threads
+from tritrack.stages.pipeline import Pipeline
+
+set_threads(1)
+pipeline = Pipeline.load(Path(sys.argv[1]), threads=1)
+Probes(device="cpu", networks=pipeline.card.networks, threads=1, cache_bytes=1 << 10).bandwidth()
+print(torch.get_num_threads())
+"""
+
+
+def test_the_machine_is_measured_with_the_threads_of_the_stages(small_engines):
+    # In a process of its own: numba sets the threads that torch shares when it starts, once.
+    done = subprocess.run([sys.executable, "-c", PROBES, small_engines], check=True, capture_output=True)
+    assert done.stdout.split()[-1] == b"1"
+    with pytest.raises(RuntimeError, match="threads, 99 wanted"):
+        Probes(device="cpu", networks=Networks(), threads=99)
+
+
 def test_the_machine_is_measured():
-    probes = Probes(device="cpu", networks=Networks(embedding_width=8, gnn_width=4), cache_bytes=1 << 16)
+    probes = Probes(
+        device="cpu",
+        networks=Networks(embedding_width=8, gnn_width=4),
+        threads=torch.get_num_threads(),
+        cache_bytes=1 << 16,
+    )
     wall, cpu = probes.bandwidth()
     assert min(wall, cpu) > 0
     rates = probes.rates()
