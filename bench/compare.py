@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ from tritrack.bench.finders.contestants import (
 from tritrack.bench.physics import CKF, EventRow, summarise
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.turns import orders
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import find_files
 from tritrack.failures import UsageError, one_sentence
@@ -196,10 +197,8 @@ def compare(
         Model repository with the models.
     """
     turns: dict[str, list[Turn]] = {finder.name: [] for finder in finders}
-    for turn in range(conditions.rounds):
-        # Each round begins with another finder: none always runs in the wake of the same one.
-        begin = turn % len(finders)
-        for finder in (*finders[begin:], *finders[:begin]):
+    for order in islice(orders(len(finders)), conditions.rounds):
+        for finder in (finders[number] for number in order):
             if finder.model is None:
                 taken = take_turn_in_process(events, working_point=conditions.ckf)
             else:

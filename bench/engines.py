@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from tritrack.bench.event_sets import for_each, read_sets
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import make_header, write_result
 from tritrack.bench.threads import set_threads
+from tritrack.bench.turns import orders
 from tritrack.export.gates import deviation_of, share_of_other_tracks
 from tritrack.failures import one_sentence
 from tritrack.physics.matching import pairs_from_labels
@@ -197,10 +199,8 @@ def take_turns(
     """Run every engine's chain once to warm up, and then in rounds."""
     spent: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     labels: dict[str, NDArray[np.int64]] = {}
-    for turn in range(rounds + 1):
-        # Each round begins with another engine: none always runs in the wake of the same one.
-        begin = turn % len(ready)
-        for each in (*ready[begin:], *ready[:begin]):
+    for order in islice(orders(len(ready), seed=event.n_hits), rounds + 1):
+        for each in (ready[number] for number in order):
             name = each.row.engine
             start = now()
             labels[name] = chains[name].find(event.hits)

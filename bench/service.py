@@ -36,6 +36,7 @@ from tritrack.bench.serving.service_cost import (
     throughput_of,
 )
 from tritrack.bench.serving.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
+from tritrack.bench.turns import orders
 from tritrack.ensemble_repo.plan import DeviceKind, plan_chain
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.failures import one_sentence
@@ -198,11 +199,11 @@ def measure_set(
     answers: list[Answer] = []
     n_other_labels = [0] * len(contestants)
     samples: dict[int, list[Sample]] = defaultdict(list)
+    in_turn = orders(len(contestants) + 1)
     for turn in range(rounds + 1):
         for place, event in enumerate(events):
             found: dict[int, tuple[str, Sample]] = {}
-            # Each round begins with another way: none always runs in the wake of the same one.
-            for number in _rotated(len(contestants) + 1, turn + place):
+            for number in next(in_turn):
                 if number == len(contestants):
                     answer = alone.find(offset + place)
                     continue
@@ -225,10 +226,6 @@ def measure_set(
         samples=[samples[number] for number in range(len(contestants))],
         n_other_labels=n_other_labels,
     )
-
-
-def _rotated(count: int, begin: int) -> Iterator[int]:
-    return (number % count for number in range(begin, begin + count))
 
 
 def costs_of(
@@ -282,8 +279,8 @@ def measure_throughput(
     """
     requests = list(islice(cycle(events), max(len(events), 2 * in_flight)))
     seconds: dict[int, list[float]] = defaultdict(list)
-    for turn in range(rounds + 1):
-        for number in _rotated(len(finders), turn):
+    for turn, order in zip(range(rounds + 1), orders(len(finders)), strict=False):
+        for number in order:
             start = time.perf_counter()
             for _ in finders[number].find_many(requests, in_flight=in_flight):
                 pass

@@ -19,6 +19,7 @@ import typer
 from tritrack.bench.load import LoadError, closed_loop
 from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.turns import orders
 from tritrack.ensemble_repo.plan import ONE_EACH, Instances, plan_chain
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
@@ -175,12 +176,11 @@ def measure(
             server.url, events=events, n_clients=MANY, model=model, n_requests=n_warm, timeout=START_TIMEOUT
         )
     loads: dict[tuple[str, int], list[Load]] = {}
-    for turn in range(rounds):
+    settings, in_turn = list(servers), orders(len(servers))
+    for _ in range(rounds):
         for n_clients in clients:
             turns = -(-max(n_requests, 4 * n_clients) // len(events))
-            # Each round begins with another setting: none always runs in the wake of the same one.
-            settings = list(servers)[turn % len(servers) :] + list(servers)[: turn % len(servers)]
-            for setting in settings:
+            for setting in (settings[number] for number in next(in_turn)):
                 load = _put_on(
                     servers[setting],
                     setting,
