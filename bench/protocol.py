@@ -21,7 +21,7 @@ import typer
 
 from tritrack.bench.event_sets import EVENT_SETS, Length, simulate_set
 from tritrack.bench.machine import describe_machine, describe_versions
-from tritrack.bench.result import ResultError, read_header
+from tritrack.bench.result import ResultError, checkpoint_of, read_header
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.card import read_card
 
@@ -171,7 +171,7 @@ def run_protocol(
     weights
         Folder of weights.
     again
-        Whether to measure what is there already, too.
+        Whether to measure what is there already, too, and whole where a run was stopped.
 
     Raises
     ------
@@ -188,6 +188,8 @@ def run_protocol(
     _prepare(length, places, logs=work / "logs")
     failed = []
     for each in wanted:
+        if again:
+            checkpoint_of(results[each.name]).unlink(missing_ok=True)
         log = work / "logs" / f"{length}-{each.name}.log"
         if not _run(each.name, each.command(length, out=results[each.name], places=places), log=log):
             failed.append(f"{each.name} (see {log})")

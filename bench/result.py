@@ -119,6 +119,11 @@ def write_result(result: Measured, path: Path) -> None:
     part.replace(path)
 
 
+def checkpoint_of(path: Path) -> Path:
+    """Return where a measurement keeps what is done until its result, this file, is written."""
+    return path.with_suffix(".points.json")
+
+
 def read_result(path: Path, kind: type[Result]) -> Result:
     """Read a result.
 

@@ -1,7 +1,7 @@
 """Time and memory against the size of an event: ``python -m tritrack.bench.scaling --engines FOLDER --weights FOLDER --out FILE.json``.
 
 Events grow in two ways (`tritrack.bench.costs.sizes`), and each has its laws. All sizes take their turn in each round.
-What is done is kept in ``FILE.points.json``: a run that was stopped goes on from there.
+Until the result is there, what is done is kept in ``FILE.points.json``: a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tritrack.bench.candidates import check_card
 from tritrack.bench.costs.peak import WARM_UP_HITS, Peak
 from tritrack.bench.costs.power_law import PowerLaw, fit_power_law
 from tritrack.bench.costs.sizes import Axis, Size, make_sizes, read_wholes, simulate_wholes, window
-from tritrack.bench.result import Header, ResultError, make_header, read_result, write_result
+from tritrack.bench.result import Header, ResultError, checkpoint_of, make_header, read_result, write_result
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.card import WorkingPointName, engine_file, read_card
 from tritrack.stages.contract import STAGES
@@ -464,12 +464,13 @@ def main(
         threads=threads,
         working_point=working_point,
         rounds=rounds,
-        checkpoint=out.with_suffix(".points.json"),
+        checkpoint=checkpoint_of(out),
     )
     fits = fit_points(points)
     largest = largest_events(points, fits, max_hits=card.limits.max_hits)
     result = Result(header=header, points=points, fits=tuple(fits), largest=tuple(largest))
     write_result(result, out)
+    checkpoint_of(out).unlink()  # or the next run would find all of it done
     _report(result)
 
 

@@ -15,7 +15,7 @@ from tritrack.bench import protocol
 from tritrack.bench.event_sets import EVENT_SETS, EventSet, EventSetError, simulate_set
 from tritrack.bench.machine import describe_machine
 from tritrack.bench.protocol import MEASUREMENTS, Measurement, ProtocolError, chosen, is_current, run_protocol
-from tritrack.bench.result import make_header
+from tritrack.bench.result import checkpoint_of, make_header
 from tritrack.events.parquet import event_file, write_event
 from tritrack.failures import UsageError
 from tritrack.stages.card import read_card
@@ -115,5 +115,8 @@ def test_a_protocol_goes_on_after_a_failure_and_where_it_was(
     assert "there already" in capfd.readouterr().out
     assert (out / "short" / "floors.json").stat().st_mtime_ns == written
     assert not (work / "engines").exists()
+    kept = checkpoint_of(out / "short" / "floors.json")
+    kept.write_text("what a stopped run left")
     run(sound, again=True)
+    assert not kept.exists()
     assert (out / "short" / "floors.json").stat().st_mtime_ns > written

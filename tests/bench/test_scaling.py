@@ -17,8 +17,8 @@ from tritrack.bench.costs import sizes
 from tritrack.bench.costs.peak import Peak, begin, highest
 from tritrack.bench.costs.power_law import fit_power_law
 from tritrack.bench.costs.sizes import PHI_HITS, SPACING, Size, make_sizes, read_wholes, window
-from tritrack.bench.result import ResultError, make_header, read_result
-from tritrack.bench.scaling import CHAIN, Point, Points, fit_points, kept_points, largest_events
+from tritrack.bench.result import ResultError, checkpoint_of, make_header, read_result, write_result
+from tritrack.bench.scaling import CHAIN, Point, Points, fit_points, hash_engines, kept_points, largest_events
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits
@@ -177,13 +177,17 @@ def run(small_weights, small_engines, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_it_was_stopped(run):
+def test_a_run_goes_on_where_it_was_stopped(run, small_engines):
     bench, out = run
     bench("--rounds", "1", "--most-hits", "2000")
-    checkpoint = out.with_suffix(".points.json")
-    kept = read_result(checkpoint, Points)
+    checkpoint = checkpoint_of(out)
+    assert not checkpoint.exists()  # a run that ended leaves nothing to go on with
+    kept = read_result(out, scaling.Result)
+    begun = Points(header=kept.header, engines_sha256=hash_engines(small_engines), points=kept.points)
+    write_result(begun, checkpoint)
     assert [point.n_hits for point in kept.points] == [1_000]
     said = bench("--rounds", "2")
+    assert not checkpoint.exists()
     result = read_result(out, scaling.Result)
     assert "1000 hits (" not in said  # its memory was there
     assert [point.n_hits for point in result.points] == [1_000, 2_400, 4_800, 7_200]
@@ -208,7 +212,7 @@ def test_points_of_another_model_are_not_taken(small_weights, tmp_path):
     point = made_up(1_000)
     points = Points(header=header, engines_sha256={"gnn.onnx": "one"}, points=(point,))
     assert kept_points(file, points) == {}
-    scaling.write_result(points, file)
+    write_result(points, file)
     assert kept_points(file, points) == {"1000": point}
     for change in ({"card_sha256": "other"}, {"versions": {"numpy": "0"}}, {"threads": 2}):
         assert kept_points(file, replace(points, header=replace(header, **change))) == {}
