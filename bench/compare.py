@@ -87,6 +87,8 @@ class Row:
         Clients at once behind ``events_per_s``; None for the Kalman filter: one process with one thread.
     events_per_s
         In each round; None where not measured.
+    n_requests
+        Of each round's load, None where there was none; empty in results that do not have it yet.
     not_loaded
         Why not, in the first round where it was not.
     peak_bytes
@@ -106,6 +108,7 @@ class Row:
     events_per_s: tuple[float | None, ...]
     not_loaded: str | None
     peak_bytes: int | None
+    n_requests: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +260,7 @@ def _row(
         p50=quantile(all_seconds, 0.5),
         n_clients=None if finder.model is None else n_clients,
         events_per_s=tuple(turn.events_per_s for turn in turns),
+        n_requests=tuple(turn.n_requests for turn in turns),
         not_loaded=next((turn.not_loaded for turn in turns if turn.not_loaded is not None), None),
         peak_bytes=max(peaks, default=None),
     )

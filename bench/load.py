@@ -225,6 +225,11 @@ def open_loop(
     return make_load(run, loop="open", rate=rate, seed=seed, max_in_flight=max_in_flight)
 
 
+def whole_turns(n_requests: int, n_events: int) -> int:
+    """Return the least requests, from that number on, in which each event is sent equally often."""
+    return -(-n_requests // n_events) * n_events
+
+
 def ask(url: str, *, model: str) -> Served:
     """Ask a server what it serves."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from tritrack.bench.load import LoadError, closed_loop
+from tritrack.bench.load import LoadError, closed_loop, whole_turns
 from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.turns import orders
@@ -179,7 +179,6 @@ def measure(
     settings, in_turn = list(servers), orders(len(servers))
     for _ in range(rounds):
         for n_clients in clients:
-            turns = -(-max(n_requests, 4 * n_clients) // len(events))
             for setting in (settings[number] for number in next(in_turn)):
                 load = _put_on(
                     servers[setting],
@@ -187,7 +186,7 @@ def measure(
                     events,
                     model=model,
                     n_clients=n_clients,
-                    n_requests=turns * len(events),
+                    n_requests=whole_turns(max(n_requests, 4 * n_clients), len(events)),
                 )
                 loads.setdefault((setting, n_clients), []).append(load)
     first = next(iter(servers))

@@ -10,13 +10,15 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from tritrack.bench.finders.ckf import WORKING_POINTS, CkfFinder
-from tritrack.bench.load import closed_loop
+from tritrack.bench.load import closed_loop, whole_turns
+from tritrack.bench.load_generator.figures import Load
 from tritrack.bench.load_generator.watch import Watch
 from tritrack.bench.physics import CKF, Outcome, run_ckf
 from tritrack.bench.rules import RULES
@@ -43,8 +45,6 @@ FUSED_MARK = " fused"
 """Ends the name of the chain in one process; before it stands that of the ensemble at the same working point."""
 TIMEOUT = 600.0
 """Seconds that a request may take: a measurement on a busy machine ends all the same."""
-_WARM_UP_HITS = 20_000
-"""An event of so many hits has what is compiled or set up on first use behind it, and not all memory that one may need."""
 
 
 class LoadFailedError(RuntimeError):
@@ -78,6 +78,8 @@ class Turn:
         filter are its algorithms' alone.
     events_per_s
         Of a served finder, under the load of some clients; of the Kalman filter, of one core. None where not measured.
+    n_requests
+        Of that load; None where there was none.
     not_loaded
         Why not.
     peak_bytes
@@ -86,6 +88,7 @@ class Turn:
 
     outcomes: tuple[Outcome, ...]
     events_per_s: float | None
+    n_requests: int | None
     not_loaded: str | None
     peak_bytes: int | None
 
@@ -152,6 +155,7 @@ def take_turn_in_process(events: Sequence[Event], *, working_point: str) -> Turn
     return Turn(
         outcomes=outcomes,
         events_per_s=len(seconds) / sum(seconds) if seconds else None,
+        n_requests=None,
         not_loaded=None if seconds else "takes none of the events",
         peak_bytes=_peak(watch),
     )
@@ -173,7 +177,8 @@ def take_turn_on_a_server(
     n_clients
         Clients at once.
     load_seconds
-        About so long they go on; a load under which each could not send one event is left out.
+        About so long they go on, to the end of a turn of the events: every finder answers the same mix. A load under
+        which each client could not send one event is left out.
 
     Raises
     ------
@@ -185,7 +190,10 @@ def take_turn_on_a_server(
         Server(repository, models=[model]) as server,
         TrackFinder(server.url, model=model, timeout=TIMEOUT) as client,
     ):
-        client.find(events[0].hits[:_WARM_UP_HITS])
+        with suppress(EventRefusedError):
+            client.find(
+                events[0]
+            )  # what is set up on first use, and the memory that an event needs, is in no time
         with Watch(server.pid) as watch:
             for event in events:
                 start = time.perf_counter()
@@ -194,7 +202,7 @@ def take_turn_on_a_server(
                 except EventRefusedError as error:
                     found.append((error, 0.0))
             taken = [i for i, (labels, _) in enumerate(found) if not isinstance(labels, EventRefusedError)]
-            rate, not_loaded = _put_on_load(
+            load = _put_on_load(
                 server.url,
                 model,
                 hits=[events[i].hits for i in taken],
@@ -203,7 +211,14 @@ def take_turn_on_a_server(
                 load_seconds=load_seconds,
             )
     outcomes = tuple(_judge(event, *one) for event, one in zip(events, found, strict=True))
-    return Turn(outcomes=outcomes, events_per_s=rate, not_loaded=not_loaded, peak_bytes=_peak(watch))
+    loaded = load if isinstance(load, Load) else None
+    return Turn(
+        outcomes=outcomes,
+        events_per_s=None if loaded is None else loaded.events_per_s,
+        n_requests=None if loaded is None else loaded.n_sent,
+        not_loaded=load if isinstance(load, str) else None,
+        peak_bytes=_peak(watch),
+    )
 
 
 def _put_on_load(
@@ -214,22 +229,28 @@ def _put_on_load(
     seconds: Sequence[float],
     n_clients: int,
     load_seconds: float,
-) -> tuple[float | None, str | None]:
-    """Return events a second under load, and else why there was none."""
+) -> Load | str:
+    """Return the load, and else why there was none."""
     if not hits:
-        return None, "takes none of the events"
+        return "takes none of the events"
     n_requests = int(load_seconds / np.mean(seconds))
     if n_requests < n_clients:
-        return None, f"{n_clients} events take more than {load_seconds:g} s"
+        return f"{n_clients} events take more than {load_seconds:g} s"
     load = closed_loop(
-        url, events=hits, n_clients=n_clients, model=model, n_requests=n_requests, warm_up=0, timeout=TIMEOUT
+        url,
+        events=hits,
+        n_clients=n_clients,
+        model=model,
+        n_requests=whole_turns(n_requests, len(hits)),
+        warm_up=0,
+        timeout=TIMEOUT,
     )
     if load.errors.first:
         raise LoadFailedError(
             f"{model}: {load.n_sent - load.n_answered} of {load.n_sent} requests of {n_clients} clients were not "
             f"answered: {load.errors.first[0].message}"
         )
-    return load.events_per_s, None
+    return load
 
 
 def _judge(event: Event, found: NDArray[np.int64] | EventRefusedError, seconds: float) -> Outcome:

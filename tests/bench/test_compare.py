@@ -129,6 +129,7 @@ def test_every_finder_is_measured_on_the_same_events(measured, small_event):
         assert row.peak_bytes > 1e7
         assert {report["n_targets"] for report in row.reports.values()} == {40}
         assert (row.events_per_s == (None,)) == bool(row.not_loaded)
+        assert (row.n_requests == (None,)) == (bool(row.not_loaded) or row.finder == CKF)
     by_name = {row.finder: row for row in result.rows}
     assert by_name["GNN balanced"].reports == by_name["GNN balanced fused"].reports
     for name in (RULES, CKF):

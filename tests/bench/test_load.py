@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tritrack.bench.load import Plan, Result, closed_loop, open_loop, run_plan
+from tritrack.bench.load import Plan, Result, closed_loop, open_loop, run_plan, whole_turns
 from tritrack.bench.result import read_result, write_result
 
 SECONDS = 0.02
@@ -65,6 +65,11 @@ def test_clients_share_what_the_server_can(url):
         # Little's law of clients that do not think; at the end fewer and fewer are on their way.
         assert load.latency.mean * load.events_per_s <= n_clients
         assert load.latency.mean * load.events_per_s > 0.5 * n_clients
+
+
+@pytest.mark.parametrize(("n_requests", "n_events", "sent"), [(7, 3, 9), (9, 3, 9), (1, 5, 5)])
+def test_each_event_is_sent_equally_often(n_requests, n_events, sent):
+    assert whole_turns(n_requests, n_events) == sent
 
 
 def test_latency_counts_from_when_a_request_was_due(url):
