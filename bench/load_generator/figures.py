@@ -26,19 +26,24 @@ LATE = 0.01
 LATE_SHARE = 0.01
 """Share of late requests above which the generator fell behind its schedule."""
 
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+"""Those of `Latency`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Seconds from sending (closed loop) or from being due (open loop) to the answer, of answered requests.
+    """Seconds from sending (closed loop) or from being due (open loop) to the answer.
 
     Attributes
     ----------
     n
-        Requests.
+        Answered requests.
     mean, max
-        None where there are none.
+        Of these; None where there are none.
     p50, p95, p99, p999
-        Quantiles; None where the requests are too few (`tritrack.bench.quantiles`).
+        Quantiles of all requests, one without an answer taken for longer than any other: else a server that drops
+        its slowest would look faster. None where the requests are too few (`tritrack.bench.quantiles`), or the
+        quantile falls among those without an answer.
     """
 
     n: int
@@ -107,9 +112,9 @@ class Load:
     events_per_s, hits_per_s
         Answered ones by ``seconds``.
     latency
-        Of answered ones.
+        How long the answers took.
     errors
-        The others.
+        What was not answered.
     late_share, late_max
         Of an open loop: share of the requests sent more than 10 ms after they were due, and the most seconds.
     generator_cores
@@ -205,6 +210,10 @@ def make_load(
     late_share = float((late > LATE).mean()) if late.size else None
     cores = run.cpu_seconds / run.seconds
     steps = _step_times(run.before, run.after)
+    latency, unanswered = _latency(np.array(tally.latencies), n_failed=len(tally.failures))
+    absent = [*run.use.absent]
+    absent += [f"latency {', '.join(unanswered)}: among the requests without an answer"] if unanswered else []
+    absent += [] if steps else ["the server's times: it gave no statistics"]
     return Load(
         loop=loop,
         n_clients=n_clients,
@@ -218,7 +227,7 @@ def make_load(
         n_hits=tally.n_hits,
         events_per_s=len(tally.latencies) / run.seconds,
         hits_per_s=tally.n_hits / run.seconds,
-        latency=_latency(np.array(tally.latencies)),
+        latency=latency,
         errors=_errors(tally.failures),
         late_share=late_share,
         late_max=float(late.max()) if late.size else None,
@@ -227,20 +236,24 @@ def make_load(
         steps=steps,
         process=run.use.process,
         gpus=run.use.gpus,
-        absent=run.use.absent if steps else (*run.use.absent, "the server's times: it gave no statistics"),
+        absent=tuple(absent),
     )
 
 
-def _latency(seconds: NDArray[np.float64]) -> Latency:
-    return Latency(
+def _latency(seconds: NDArray[np.float64], *, n_failed: int) -> tuple[Latency, list[str]]:
+    """Return the latency, and the quantiles that fall among the requests without an answer."""
+    waits = np.append(seconds, np.full(n_failed, np.inf))
+    with np.errstate(invalid="ignore"):  # between two that never came there is no number
+        found = {name: quantile(waits, q) for name, q in QUANTILES.items()}
+    latency = Latency(
         n=len(seconds),
         mean=float(seconds.mean()) if seconds.size else None,
         max=float(seconds.max()) if seconds.size else None,
-        p50=quantile(seconds, 0.5),
-        p95=quantile(seconds, 0.95),
-        p99=quantile(seconds, 0.99),
-        p999=quantile(seconds, 0.999),
+        **{
+            name: value if value is not None and np.isfinite(value) else None for name, value in found.items()
+        },
     )
+    return latency, [name for name, value in found.items() if value is not None and not np.isfinite(value)]
 
 
 def _errors(failures: Sequence[Failure]) -> Errors:
@@ -281,9 +294,7 @@ def summary(load: Load) -> str:
     what = f"{load.rate:g} events due in a second" if load.loop == "open" else f"{load.n_clients} clients"
     latency = load.latency
     quantiles = [
-        f"{name} {value * 1e3:.0f} ms"
-        for name in ("p50", "p95", "p99", "p999")
-        if (value := getattr(latency, name)) is not None
+        f"{name} {value * 1e3:.0f} ms" for name in QUANTILES if (value := getattr(latency, name)) is not None
     ]
     if latency.mean is not None and not quantiles:
         quantiles = [f"mean {latency.mean * 1e3:.0f} ms of {latency.n}"]
