@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -135,9 +136,20 @@ class Watch:
             wait = max(PERIOD, (time.thread_time() - before) / SHARE)
 
     def _look(self) -> None:
-        for kind in (self._processes, self._gpus):
-            if kind is not None:
-                kind.look()
+        """Look at what is still watched; what cannot be is said, and the load goes on."""
+        if (processes := self._processes) is not None:
+            try:
+                processes.look()
+            except Exception as error:  # noqa: BLE001 (in a thread it would be lost)
+                self._processes = None
+                self._absent.append(f"the server's processor and memory: {type(error).__name__}: {error}")
+        if (gpus := self._gpus) is not None:
+            try:
+                gpus.look()
+            except Exception as error:  # noqa: BLE001 (NVML tells no utilisation of a GPU in parts, MIG)
+                self._gpus = None
+                self._absent.append(f"GPUs: {type(error).__name__}: {error}")
+                gpus.close()
 
 
 class _Processes:
@@ -206,10 +218,12 @@ class _Gpus:
         self._nvml = pynvml
         try:
             pynvml.nvmlInit()
+            self._devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            self._names = [str(pynvml.nvmlDeviceGetName(device)) for device in self._devices]
         except pynvml.NVMLError as error:
+            with suppress(pynvml.NVMLError):  # where it did not start there is nothing to end
+                pynvml.nvmlShutdown()
             raise LookupError(f"NVML: {error}") from None
-        self._devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        self._names = [str(pynvml.nvmlDeviceGetName(device)) for device in self._devices]
         self._utilisation: list[list[float]] = [[] for _ in self._devices]
         self._peak = [0] * len(self._devices)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SHM = "/dev/shm/"
+_LIBC = ctypes.CDLL(None)
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -31,7 +32,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 def _clock_of(pid: int) -> int:
     clock = ctypes.c_int()
-    error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    error = _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock))
     if error:
         raise OSError(error, f"process {pid} has no clock")
     return clock.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import uuid
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -49,9 +50,14 @@ class HostRegion:
 
     def __init__(self, client: InferenceServerClient, *, size: int) -> None:
         self.name = f"bench-{uuid.uuid4().hex}"
-        self._client = client
-        self._handle = shared_memory.create_shared_memory_region(self.name, self.name, size, create_only=True)
-        client.register_system_shared_memory(self.name, f"/{self.name}", size)
+        with ExitStack() as stack:
+            self._handle = shared_memory.create_shared_memory_region(
+                self.name, self.name, size, create_only=True
+            )
+            stack.callback(shared_memory.destroy_shared_memory_region, self._handle)
+            client.register_system_shared_memory(self.name, f"/{self.name}", size)
+            stack.callback(client.unregister_system_shared_memory, self.name)
+            self._stack = stack.pop_all()
 
     def write(self, array: NDArray[Any]) -> None:
         """Write an array to its beginning."""
@@ -63,8 +69,7 @@ class HostRegion:
 
     def close(self) -> None:
         """Take it from the server and remove it."""
-        self._client.unregister_system_shared_memory(self.name)
-        shared_memory.destroy_shared_memory_region(self._handle)
+        self._stack.close()
 
 
 class DeviceRegion:
@@ -85,7 +90,6 @@ class DeviceRegion:
 
     def __init__(self, client: InferenceServerClient, *, size: int) -> None:
         self.name = f"bench-{uuid.uuid4().hex}"
-        self._client = client
         try:
             ctypes.CDLL("libcuda.so.1")
             from tritonclient.utils import cuda_shared_memory
@@ -94,9 +98,13 @@ class DeviceRegion:
         except RuntimeError:  # what it makes of the missing module
             raise NoRegionError("the package cuda-python is not installed") from None
         self._memory = cuda_shared_memory
-        self._handle = cuda_shared_memory.create_shared_memory_region(self.name, size, DEVICE)
-        handle = cuda_shared_memory.get_raw_handle(self._handle)
-        client.register_cuda_shared_memory(self.name, handle, DEVICE, size)
+        with ExitStack() as stack:
+            self._handle = cuda_shared_memory.create_shared_memory_region(self.name, size, DEVICE)
+            stack.callback(cuda_shared_memory.destroy_shared_memory_region, self._handle)
+            handle = cuda_shared_memory.get_raw_handle(self._handle)
+            client.register_cuda_shared_memory(self.name, handle, DEVICE, size)
+            stack.callback(client.unregister_cuda_shared_memory, self.name)
+            self._stack = stack.pop_all()
 
     def write(self, array: NDArray[Any]) -> None:
         """Write an array to its beginning."""
@@ -108,5 +116,4 @@ class DeviceRegion:
 
     def close(self) -> None:
         """Take it from the server and remove it."""
-        self._client.unregister_cuda_shared_memory(self.name)
-        self._memory.destroy_shared_memory_region(self._handle)
+        self._stack.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
+
+from tritonclient.utils import InferenceServerException
 
 from tritrack.bench.result import read_result
 from tritrack.bench.serving.in_process import Answer, InProcess, InProcessError, digest
@@ -242,8 +245,6 @@ def test_a_way_gives_the_clients_labels(served, way):
 
 
 def test_a_region_is_gone_when_it_is_closed(served):
-    from multiprocessing.shared_memory import SharedMemory
-
     from tritonclient.grpc import InferenceServerClient
 
     with InferenceServerClient(served.url) as client:
@@ -255,6 +256,34 @@ def test_a_region_is_gone_when_it_is_closed(served):
         assert region.name not in client.get_system_shared_memory_status().regions
     with pytest.raises(FileNotFoundError):
         SharedMemory(region.name)
+
+
+class Refusing:
+    """A server that refuses a region, or to let go of one."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+        self.name = ""
+
+    def register_system_shared_memory(self, name: str, key: str, size: int) -> None:
+        self.name = name
+        self._answer("register")
+
+    def unregister_system_shared_memory(self, name: str) -> None:
+        self._answer("unregister")
+
+    def _answer(self, what: str) -> None:
+        if what == self.refused:
+            raise InferenceServerException(f"{what}: no")
+
+
+@pytest.mark.parametrize("refused", ["register", "unregister"])
+def test_no_region_stays_where_a_server_refuses(refused):
+    client = Refusing(refused)
+    with pytest.raises(InferenceServerException, match=f"{refused}: no"):
+        HostRegion(client, size=40).close()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(client.name)
 
 
 @pytest.mark.gpu
