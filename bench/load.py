@@ -69,7 +69,7 @@ class Result:
     loads: tuple[Load, ...]
 
     def ratios(self) -> dict[str, float]:
-        """Throughput of each number of clients over that of the first; of each rate, by the rate."""
+        """Throughput of each number of clients over that of the first; of each rate, by that at which they came."""
         first = self.loads[0].events_per_s
         closed = [load for load in self.loads[1:] if load.loop == "closed" and first > 0]
         ratios = {
@@ -78,9 +78,9 @@ class Result:
             for load in closed
         }
         return ratios | {
-            f"events_per_s over rate {load.rate:g}": load.events_per_s / load.rate
+            f"events_per_s over rate {load.rate:g}": borne
             for load in self.loads
-            if load.rate is not None
+            if (borne := load.borne()) is not None
         }
 
 

@@ -82,16 +82,15 @@ class Result:
     rows: tuple[Row, ...]
 
     def ratios(self) -> dict[str, float]:
-        """Events answered a second by the rate at each share, and p95 at the lowest share by p95 at the highest.
+        """Events answered a second by the rate at which they came at each share, and p95 at the lowest share by p95 at the highest.
 
         Both are 1 of a server that bears every rate alike. A p95 of too few answers, or of one share alone, has no ratio.
         """
         ratios = {}
         for row in self.rows:
             for point in row.points:
-                if point.load.rate is not None:
-                    name = f"{row.events}: events_per_s over rate at {point.share:g}"
-                    ratios[name] = point.load.events_per_s / point.load.rate
+                if (borne := point.load.borne()) is not None:
+                    ratios[f"{row.events}: events_per_s over rate at {point.share:g}"] = borne
             low, high = row.points[0], row.points[-1]
             p95, p95_high = low.load.latency.p95, high.load.latency.p95
             if low.share < high.share and p95 is not None and p95_high is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from tritrack.bench.load_generator.arrivals import poisson_arrivals
 from tritrack.bench.load_generator.watch import GpuUse, ProcessUse, Use  # noqa: TC001 (msgspec reads the annotations)
 from tritrack.bench.load_generator.wire import ErrorKind, Failure, WireRequest
 from tritrack.bench.quantiles import quantile
@@ -157,6 +158,16 @@ class Load:
         """Return the mean seconds that a request waited for the server's models, all together; None where it does not tell."""
         waits = [step.queue for step in self.steps if step.queue is not None]
         return sum(waits) if waits else None
+
+    def borne(self) -> float | None:
+        """Return the events answered a second by those that came in one; None of a closed loop.
+
+        That is by n arrivals over the time of the last one: n of them have the rate to 1 in the root of n alone.
+        """
+        if self.rate is None or self.seed is None or not self.n_sent:
+            return None
+        last = float(poisson_arrivals(self.rate, seed=self.seed, n_requests=self.n_sent)[-1])
+        return self.events_per_s * last / self.n_sent
 
 
 @dataclass(kw_only=True)
