@@ -1,4 +1,4 @@
-"""Time and memory against the size of an event: ``python -m tritrack.bench.scaling --engines FOLDER --weights FOLDER --out FILE.json``.
+"""Time and memory against the size of an event: ``python -m tritrack.bench.scaling EVENTS... --engines FOLDER --weights FOLDER --out FILE.json``.
 
 Events grow in two ways (`tritrack.bench.costs.sizes`), and each has its laws. All sizes take their turn in each round.
 Until the result is there, what is done is kept in ``FILE.points.json``: a run that was stopped goes on from there.
@@ -22,7 +22,7 @@ import typer
 from tritrack.bench.candidates import check_card
 from tritrack.bench.costs.peak import WARM_UP_HITS, Peak
 from tritrack.bench.costs.power_law import PowerLaw, fit_power_law
-from tritrack.bench.costs.sizes import Axis, Size, make_sizes, read_wholes, simulate_wholes, window
+from tritrack.bench.costs.sizes import Axis, Size, make_sizes, read_wholes, window
 from tritrack.bench.result import Header, ResultError, checkpoint_of, make_header, read_result, write_result
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.card import WorkingPointName, engine_file, read_card
@@ -420,19 +420,13 @@ def _report(result: Result) -> None:
 
 
 def main(
-    events: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Whole events of several pile-ups; if not given, some are simulated."),
-    ] = None,
+    events: Annotated[list[Path], typer.Argument(help="Whole events, of several pile-ups.")],
     *,
     engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
     weights: Annotated[Path, typer.Option(help="Folder of the weights that they are of.")] = Path(
         "weights/default"
     ),
     out: Annotated[Path, typer.Option(help="JSON file for the figures.")],
-    simulated: Annotated[Path, typer.Option(help="Folder for the simulated events.")] = Path(
-        "build/scaling-events"
-    ),
     working_point: Annotated[
         WorkingPointName | None, typer.Option(help="The cuts; the card's default if not given.")
     ] = None,
@@ -452,7 +446,7 @@ def main(
         threads=threads,
         packages=("tritrack", "numpy", "numba", "scipy", "onnxruntime"),
     )
-    wholes = read_wholes(events or simulate_wholes(simulated))
+    wholes = read_wholes(events)
     sizes = make_sizes(wholes, max_hits=card.limits.max_hits)
     sizes = [size for size in sizes if most_hits is None or size.n_hits <= most_hits]
     if not sizes:

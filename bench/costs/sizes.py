@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tritrack.events.event import EventError
-from tritrack.events.parquet import event_file, read_events
-from tritrack.events.simulation import SimulationSettings, read_settings, simulate
+from tritrack.events.parquet import read_events
+from tritrack.events.simulation import read_settings
 from tritrack.events.source import find_files, read_all
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ PHI_HITS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 SPACING = 1.3
 """Least ratio of an event's hits to those of the one before it on the axis of densities."""
-
-PILEUPS = (0.0, 10.0, 20.0, 40.0, 80.0, 140.0, 200.0)
-_SEED, _NOISE, _INEFFICIENCY = 4100, 0.15, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,23 +98,6 @@ def read_wholes(paths: Iterable[Path]) -> list[Size]:
     if not wholes:
         raise EventError("bench.scaling: the event files hold no hits")
     return sorted(wholes, key=lambda whole: whole.n_hits)
-
-
-def simulate_wholes(folder: Path) -> list[Path]:
-    """Simulate one event of each of ``PILEUPS`` by seed; what is there already stays (raises EventError)."""
-    files = []
-    for number, pileup in enumerate(PILEUPS):
-        # A seed each: events that lie on top of each other share no particle.
-        settings = SimulationSettings(
-            seed=_SEED + number, pileup=pileup, noise=_NOISE, inefficiency=_INEFFICIENCY
-        )
-        where = folder / f"pileup{pileup:.0f}"
-        file = where / event_file(0)
-        if not file.exists() or read_settings(file) != settings:
-            print(f"simulating {file}", flush=True)
-            (file,) = simulate(settings, where, n_events=1)
-        files.append(file)
-    return files
 
 
 def make_sizes(wholes: Sequence[Size], *, max_hits: int) -> list[Size]:

@@ -13,10 +13,9 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 from tritrack.bench import scaling
-from tritrack.bench.costs import sizes
 from tritrack.bench.costs.peak import Peak, begin, highest
 from tritrack.bench.costs.power_law import fit_power_law
-from tritrack.bench.costs.sizes import PHI_HITS, SPACING, Size, make_sizes, read_wholes, window
+from tritrack.bench.costs.sizes import PHI_HITS, SPACING, Size, make_sizes, window
 from tritrack.bench.result import ResultError, checkpoint_of, make_header, read_result, write_result
 from tritrack.bench.scaling import CHAIN, Point, Points, fit_points, hash_engines, kept_points, largest_events
 from tritrack.events.event import Event
@@ -220,17 +219,3 @@ def test_points_of_another_model_are_not_taken(small_weights, tmp_path):
     file.write_text("{")
     with pytest.raises(ResultError, match=r"scaling\.points\.json"):
         kept_points(file, points)
-
-
-@pytest.mark.slow
-def test_events_are_simulated_once(tmp_path, monkeypatch):
-    pytest.importorskip("acts")
-    pytest.importorskip("pythia8mc")
-    monkeypatch.setattr(sizes, "PILEUPS", (0.0,))
-    (file,) = sizes.simulate_wholes(tmp_path)
-    (event,) = read_wholes([file])
-    assert (event.pileup, event.n_events, event.turn) == (0.0, 1, 1.0)
-    assert event.n_hits > 500
-    written = file.stat().st_mtime_ns
-    assert sizes.simulate_wholes(tmp_path) == [file]
-    assert file.stat().st_mtime_ns == written
