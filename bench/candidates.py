@@ -14,13 +14,13 @@ import torch
 
 from tritrack.bench.engine_rows import COMPILED, OURS, PLAIN, REFERENCE, EngineRow
 from tritrack.bench.precision import in_onnx
+from tritrack.bench.weights import check_card
 from tritrack.export.cases import drawn_cases
 from tritrack.export.gates import GateError, gate_network, require
 from tritrack.export.joined import joined_network
 from tritrack.export.precision import typed_network
 from tritrack.export.tensorrt import NoTensorRTError, find_tensorrt
-from tritrack.failures import UsageError
-from tritrack.stages.card import CardError, read_card
+from tritrack.stages.card import CardError
 from tritrack.stages.contract import STAGES
 from tritrack.stages.engine import CUDA, cuda_is_there, load_engine
 from tritrack.stages.networks import run_network
@@ -209,12 +209,3 @@ def tensorrt_candidate(
 
 def _named(engine: str, precision: Precision) -> str:
     return engine if precision == "fp32" else f"{engine}, {precision}"
-
-
-def check_card(folder: Path, *, card: ModelCard) -> None:
-    """Refuse engines of other weights (raises UsageError)."""
-    found = read_card(folder)
-    if found.hash != card.hash:
-        raise UsageError(
-            f"bench.engines: {folder}: these engines are of {found.name}, not of the weights given ({card.name})"
-        )

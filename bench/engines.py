@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tritrack.bench.candidates import NETWORKS, candidates, check_card, now
+from tritrack.bench.candidates import NETWORKS, candidates, now
 from tritrack.bench.engine_rows import CHAIN, REFERENCE, Result, Time
 from tritrack.bench.event_sets import for_each, read_sets
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import make_header, write_result
 from tritrack.bench.threads import set_threads
 from tritrack.bench.turns import orders
+from tritrack.bench.weights import check_card
 from tritrack.export.gates import deviation_of, share_of_other_tracks
 from tritrack.failures import one_sentence
 from tritrack.physics.matching import pairs_from_labels

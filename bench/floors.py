@@ -17,13 +17,14 @@ import numpy as np
 import torch
 import typer
 
-from tritrack.bench.candidates import NETWORKS, check_card
+from tritrack.bench.candidates import NETWORKS
 from tritrack.bench.costs.counts import Count, count_stages, tensors_of
 from tritrack.bench.costs.rates import Device, Probes, timed
 from tritrack.bench.costs.traffic import count_network
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.stages import device_functions
 from tritrack.bench.threads import set_threads
+from tritrack.bench.weights import check_card
 from tritrack.events.source import read_all
 from tritrack.export.network import export_network
 from tritrack.failures import UsageError, one_sentence

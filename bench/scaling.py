@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.candidates import check_card
 from tritrack.bench.costs.peak import WARM_UP_HITS, Peak
 from tritrack.bench.costs.power_law import PowerLaw, fit_power_law
 from tritrack.bench.costs.sizes import Axis, Size, make_sizes, read_wholes, window
 from tritrack.bench.result import Header, ResultError, checkpoint_of, make_header, read_result, write_result
+from tritrack.bench.weights import check_card
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.card import WorkingPointName, engine_file, read_card
 from tritrack.stages.contract import STAGES
