@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tritrack.stages.card import ModelCard, WorkingPointName
 
-    Result = TypeVar("Result", bound="Measured")
+    Result = TypeVar("Result", bound="Headed")
     Decoded = TypeVar("Decoded")
 
 
@@ -54,16 +54,20 @@ class Header:
     working_point: str | None
 
 
-class Measured(Protocol):
-    """A result: a frozen dataclass of a header and rows.
-
-    ``ratios`` gives the ratios that its claims rest on, each measured within one run, by a name that stays the same
-    from run to run. The larger a ratio the better: `tritrack.bench.guard` watches them.
-    """
+class Headed(Protocol):
+    """What is written and read: a frozen dataclass of a header and rows."""
 
     @property
     def header(self) -> Header:
         """What it was made with."""
+
+
+class Measured(Headed, Protocol):
+    """A result, with the ratios that its claims rest on.
+
+    Each is measured within one run, and has a name that stays the same from run to run. The larger a ratio the better:
+    `tritrack.bench.guard` watches them.
+    """
 
     def ratios(self) -> dict[str, float]:
         """Name -> ratio."""
@@ -111,7 +115,7 @@ def describe_here(
     )
 
 
-def write_result(result: Measured, path: Path) -> None:
+def write_result(result: Headed, path: Path) -> None:
     """Write a result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

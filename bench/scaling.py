@@ -152,10 +152,6 @@ class Points:
     engines_sha256: dict[str, str]
     points: tuple[Point, ...]
 
-    def ratios(self) -> dict[str, float]:
-        """Return none: it claims nothing."""
-        return {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
