@@ -25,7 +25,7 @@ from tritrack.bench.finders.contestants import (
     take_turn_in_process,
     take_turn_on_a_server,
 )
-from tritrack.bench.physics import CKF, EventRow, summarise
+from tritrack.bench.physics import CKF, EventRow, judged, summarise
 from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.turns import orders
@@ -223,12 +223,9 @@ def compare(
         for i, event in enumerate(events)
     ]
     summary = summarise(first)
-    judged = [
-        i for i, row in enumerate(first)
-        if summary["finders"] and all(row.outcomes[finder].refused is None for finder in summary["finders"])
-    ]  # fmt: skip
+    places = judged(first)
     rows = [
-        _row(name, finder, turns[finder.name], summary["finders"], judged, conditions.n_clients)
+        _row(name, finder, turns[finder.name], summary["finders"], places, conditions.n_clients)
         for finder in finders
     ]
     n_hits = tuple(event.n_hits for event in events)
@@ -240,12 +237,12 @@ def _row(
     finder: Contestant,
     turns: Sequence[Turn],
     summary: dict[str, Any],
-    judged: Sequence[int],
+    places: Sequence[int],
     n_clients: int,
 ) -> Row:
     counted = finder.name in summary
     seconds = tuple(
-        tuple(sum(turn.outcomes[i].seconds.values()) for i in judged if counted) for turn in turns
+        tuple(sum(turn.outcomes[i].seconds.values()) for i in places if counted) for turn in turns
     )
     all_seconds = np.array(list(chain.from_iterable(seconds)))
     peaks = [turn.peak_bytes for turn in turns if turn.peak_bytes is not None]

@@ -31,7 +31,7 @@ from tritrack.stages.contract import EDGE_INDEX, EDGE_SCORE, ContractError
 from tritrack.stages.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -192,13 +192,23 @@ def summarise(rows: list[EventRow]) -> dict[str, Any]:
         Plain JSON values: ``n_judged``, and by finder its reports, edges and losses by selection, and its
         unmatched tracks within `FITTED_CUTS`.
     """
+    counted = [rows[place] for place in judged(rows)]
+    taking = (
+        [name for name, outcome in counted[0].outcomes.items() if outcome.refused is None] if counted else []
+    )
+    finders = {name: _of_finder([row.outcomes[name] for row in counted]) for name in taking}
+    return {"n_judged": len(counted), "finders": finders}
+
+
+def judged(rows: Sequence[EventRow]) -> list[int]:
+    """Return the places of the events that every finder takes which takes any; none where no finder does."""
     names = rows[0].outcomes if rows else {}
     taking = [name for name in names if any(row.outcomes[name].refused is None for row in rows)]
-    judged = [row for row in rows if taking and all(row.outcomes[name].refused is None for name in taking)]
-    finders = {
-        name: _of_finder([row.outcomes[name] for row in judged]) for name in (taking if judged else ())
-    }
-    return {"n_judged": len(judged), "finders": finders}
+    return [
+        place
+        for place, row in enumerate(rows)
+        if taking and all(row.outcomes[name].refused is None for name in taking)
+    ]
 
 
 def _of_finder(outcomes: list[Outcome]) -> dict[str, Any]:
