@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.serving.processes import family, own_memory, resident_memory, shared_bytes
+from tritrack.bench.timeout import TIMEOUT
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
 from tritrack.failures import UsageError, one_sentence
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     import psutil
     from numpy.typing import NDArray
 
-TIMEOUT = 600.0
-"""Seconds that a start or a request may take: a measurement on a busy machine ends all the same."""
 
 SMALLEST, LARGEST = 100, 3000
 """Hits of a request."""

@@ -19,6 +19,7 @@ import numpy as np
 import typer
 
 from tritrack.bench.machine import describe_machine, describe_versions, gpu_of
+from tritrack.bench.timeout import TIMEOUT
 from tritrack.ensemble_repo.plan import DeviceKind  # noqa: TC001 (typer reads the annotations)
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.source import read_all
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tritrack.events.event import Event
-
-TIMEOUT = 600.0
-"""Seconds that a request may take: a measurement on a busy machine ends all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

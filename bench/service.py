@@ -36,6 +36,7 @@ from tritrack.bench.serving.service_cost import (
     throughput_of,
 )
 from tritrack.bench.serving.ways import CUDA, SYSTEM, ByGrpc, ByHttp, ByMemory
+from tritrack.bench.timeout import TIMEOUT
 from tritrack.bench.turns import orders
 from tritrack.ensemble_repo.plan import DeviceKind, plan_chain
 from tritrack.ensemble_repo.render import render_repository
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from tritrack.service.protocol import StepStatistics
     from tritrack.stages.card import ModelCard
 
-TIMEOUT = 600.0
-"""Seconds that a start or a request may take: a measurement on a busy machine ends all the same."""
 
 REPORTED_WITHIN = 5.0
 """Seconds that the server's account may lag behind its answer."""

@@ -19,6 +19,7 @@ import typer
 from tritrack.bench.load import LoadError, closed_loop, whole_turns
 from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.timeout import TIMEOUT
 from tritrack.bench.turns import orders
 from tritrack.ensemble_repo.plan import ONE_EACH, Instances, plan_chain
 from tritrack.ensemble_repo.render import render_repository
@@ -40,9 +41,6 @@ SHORT_CLIENTS = (1, 8)
 
 MANY = 8
 """Clients at which settings are compared."""
-
-START_TIMEOUT = 600.0
-"""Seconds that a server may take to start: four instances of six steps are 24 processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +171,7 @@ def measure(
     for server in servers.values():  # every instance has seen events before they count
         n_warm = max(2 * MANY, len(events))
         closed_loop(
-            server.url, events=events, n_clients=MANY, model=model, n_requests=n_warm, timeout=START_TIMEOUT
+            server.url, events=events, n_clients=MANY, model=model, n_requests=n_warm, timeout=TIMEOUT
         )
     loads: dict[tuple[str, int], list[Load]] = {}
     settings, in_turn = list(servers), orders(len(servers))
@@ -213,7 +211,7 @@ def _put_on(
         n_clients=n_clients,
         model=model,
         n_requests=n_requests,
-        timeout=START_TIMEOUT,
+        timeout=TIMEOUT,
         pid=server.pid,
     )
     print(f"instances {setting}, {summary(load)}", flush=True)
@@ -252,7 +250,7 @@ def _make_server(
         threads=threads,
         instances=instances,
     )
-    return Server(repository, models=[model], start_timeout=START_TIMEOUT)
+    return Server(repository, models=[model], start_timeout=TIMEOUT)
 
 
 def sweep(

@@ -17,6 +17,7 @@ from tritrack.bench.event_sets import read_sets
 from tritrack.bench.load import LoadError, closed_loop, open_loop
 from tritrack.bench.load_generator.figures import Load, summary
 from tritrack.bench.result import Header, make_header, write_result
+from tritrack.bench.timeout import TIMEOUT
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.failures import UsageError, one_sentence
 from tritrack.service.server import Server
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 SHARES = (0.3, 0.5, 0.7, 0.9)
 """Shares of the throughput, if nothing else is said."""
-
-TIMEOUT = 600.0
-"""Seconds that a start or a request may take: a tail is to be measured, not cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from tritrack.bench.load_generator.figures import Load
 from tritrack.bench.load_generator.watch import Watch
 from tritrack.bench.physics import CKF, Outcome, run_ckf
 from tritrack.bench.rules import RULES
+from tritrack.bench.timeout import TIMEOUT
 from tritrack.ensemble_repo.plan import RULE_FINDER
 from tritrack.physics.matching import pairs_from_labels
 from tritrack.physics.metrics import count
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 FUSED_MARK = " fused"
 """Ends the name of the chain in one process; before it stands that of the ensemble at the same working point."""
-TIMEOUT = 600.0
-"""Seconds that a request may take: a measurement on a busy machine ends all the same."""
 
 
 class LoadFailedError(RuntimeError):
