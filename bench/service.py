@@ -66,7 +66,7 @@ class OtherLabelsError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class SetSamples:
     """A set of events, each in each round.
 
     Attributes
@@ -74,9 +74,9 @@ class Measured:
     answers
         In process.
     samples
-        By each of the ways.
+        By each of the routes.
     n_other_labels
-        By each of the ways, samples with other labels than in process.
+        By each of the routes, samples with other labels than in process.
     """
 
     answers: list[Answer]
@@ -84,7 +84,7 @@ class Measured:
     n_other_labels: list[int]
 
 
-class Contestant:
+class Route:
     """One model by one way.
 
     Parameters
@@ -146,10 +146,10 @@ class Contestant:
 
 def open_ways(
     stack: ExitStack, server: Server, finders: Sequence[TrackFinder], *, max_hits: int
-) -> tuple[list[Contestant], dict[tuple[str, str], str]]:
+) -> tuple[list[Route], dict[tuple[str, str], str]]:
     """Open every way to every model; return them, and by model and way why one is missing."""
     pids = [process.pid for process in family(server.pid)]
-    ready: list[Contestant] = []
+    ready: list[Route] = []
     missing: dict[tuple[str, str], str] = {}
     for finder in finders:
         info = finder.server_info()
@@ -162,7 +162,7 @@ def open_ways(
                 missing[finder.model, name] = str(error)
             else:
                 ways.append(stack.enter_context(closing(way)))
-        ready += [Contestant(finder, way, server=pids) for way in ways]
+        ready += [Route(finder, way, server=pids) for way in ways]
     return ready, missing
 
 
@@ -171,10 +171,10 @@ def measure_set(
     *,
     offset: int,
     alone: InProcess,
-    contestants: Sequence[Contestant],
+    routes: Sequence[Route],
     labels_may_differ: bool,
     rounds: int,
-) -> Measured:
+) -> SetSamples:
     """Send a set's events in every way, once to warm up and then in rounds.
 
     Parameters
@@ -183,8 +183,8 @@ def measure_set(
         The set, and the place of its first event among those of the chain in process.
     alone
         The chain in process.
-    contestants
-        The ways.
+    routes
+        Every model by every way.
     labels_may_differ
         Whether labels that differ from those in process are counted, or refused.
     rounds
@@ -196,22 +196,22 @@ def measure_set(
         Where labels differ that may not.
     """
     answers: list[Answer] = []
-    n_other_labels = [0] * len(contestants)
+    n_other_labels = [0] * len(routes)
     samples: dict[int, list[Sample]] = defaultdict(list)
-    in_turn = orders(len(contestants) + 1)
+    in_turn = orders(len(routes) + 1)
     for turn in range(rounds + 1):
         for place, event in enumerate(events):
             found: dict[int, tuple[str, Sample]] = {}
             for number in next(in_turn):
-                if number == len(contestants):
+                if number == len(routes):
                     answer = alone.find(offset + place)
                     continue
-                labels, sample = contestants[number].measure(event)
+                labels, sample = routes[number].measure(event)
                 found[number] = digest(labels), sample
             for number, (labels_digest, sample) in found.items():
                 if labels_digest != answer.labels:
                     if not labels_may_differ:
-                        one = contestants[number]
+                        one = routes[number]
                         raise OtherLabelsError(
                             f"event {event.event_id} to {one.model} by {one.way.name}: other labels than in process"
                         )
@@ -220,9 +220,9 @@ def measure_set(
                     samples[number].append(sample)
             if turn > 0:
                 answers.append(answer)
-    return Measured(
+    return SetSamples(
         answers=answers,
-        samples=[samples[number] for number in range(len(contestants))],
+        samples=[samples[number] for number in range(len(routes))],
         n_other_labels=n_other_labels,
     )
 
@@ -231,8 +231,8 @@ def costs_of(
     name: str,
     events: Sequence[Event],
     *,
-    measured: Measured,
-    contestants: Sequence[Contestant],
+    measured: SetSamples,
+    routes: Sequence[Route],
     missing: Mapping[tuple[str, str], str],
     stages: Mapping[str, str | None],
 ) -> list[Cost]:
@@ -252,7 +252,7 @@ def costs_of(
             stages=stages,
             n_other_labels=n_other,
         )
-        for one, some, n_other in zip(contestants, measured.samples, measured.n_other_labels, strict=True)
+        for one, some, n_other in zip(routes, measured.samples, measured.n_other_labels, strict=True)
     ]
     return rows + [
         Cost(events=name, n_events=len(events), n_hits=n_hits, model=model, way=way, missing=reason)
@@ -358,21 +358,19 @@ def measure(
             stack.enter_context(TrackFinder(server.url, model=model, timeout=TIMEOUT)) for model in models
         ]
         most = max(event.n_hits for events in sets.values() for event in events)
-        contestants, missing = open_ways(stack, server, finders, max_hits=most)
+        routes, missing = open_ways(stack, server, finders, max_hits=most)
         offset = 0
         for (name, events), n_rounds in zip(sets.items(), for_each(rounds, len(sets)), strict=True):
             measured = measure_set(
                 events,
                 offset=offset,
                 alone=alone,
-                contestants=contestants,
+                routes=routes,
                 labels_may_differ=labels_may_differ,
                 rounds=n_rounds,
             )
             offset += len(events)
-            costs += costs_of(
-                name, events, measured=measured, contestants=contestants, missing=missing, stages=stages
-            )
+            costs += costs_of(name, events, measured=measured, routes=routes, missing=missing, stages=stages)
             throughputs += [
                 measure_throughput(name, events, finders=finders, in_flight=count, rounds=n_rounds)
                 for count in in_flight
