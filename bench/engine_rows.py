@@ -73,8 +73,6 @@ class Time:
     seconds, cpu_seconds
         Wall time, and processor time of all threads, in each round; a network's alone, the pieces of the filter's
         pairs together. Round i of one engine is round i of all.
-    p50, p95, p99
-        Of ``seconds``; None where the rounds are too few (`tritrack.bench.quantiles`).
     deviation
         Largest difference from torch on the same inputs: of a score, or of a coordinate relative to the largest
         one. None for the chain.
@@ -94,9 +92,6 @@ class Time:
     first_seconds: float
     seconds: tuple[float, ...]
     cpu_seconds: tuple[float, ...]
-    p50: float | None
-    p95: float | None
-    p99: float | None
     deviation: float | None = None
     equal_labels: float | None = None
     other_tracks: float | None = None

@@ -20,7 +20,6 @@ import typer
 from tritrack.bench.candidates import NETWORKS, candidates, now
 from tritrack.bench.engine_rows import CHAIN, REFERENCE, Result, Time
 from tritrack.bench.event_sets import for_each, read_sets
-from tritrack.bench.quantiles import quantile
 from tritrack.bench.result import make_header, write_result
 from tritrack.bench.threads import set_threads
 from tritrack.bench.turns import orders
@@ -231,9 +230,6 @@ def _timed(
         first_seconds=first,
         seconds=tuple(seconds.tolist()),
         cpu_seconds=tuple(cpu_seconds.tolist()),
-        p50=quantile(seconds, 0.5),
-        p95=quantile(seconds, 0.95),
-        p99=quantile(seconds, 0.99),
     )
 
 

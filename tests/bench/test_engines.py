@@ -79,9 +79,6 @@ def time_of(engine, cpu_seconds, *, seconds=None, event_id=100):
         first_seconds=1.0,
         seconds=tuple(seconds or [1.0] * len(cpu_seconds)),
         cpu_seconds=tuple(cpu_seconds),
-        p50=None,
-        p95=None,
-        p99=None,
     )
 
 
@@ -160,7 +157,6 @@ def test_every_engine_takes_its_turn(run, small_event):
         assert (time.events, time.event_id, time.n_hits) == ("few", small_event.event_id, small_event.n_hits)
         assert min(time.n_rows, time.first_seconds, *time.seconds, *time.cpu_seconds) > 0
         assert len(time.seconds) == len(time.cpu_seconds) == 2
-        assert (time.p50, time.p95, time.p99) == (None, None, None)
         if time.stage == "chain":
             assert time.deviation is None
             assert time.equal_labels >= 0.9 or time.engine == "onnx, fp16"

@@ -43,9 +43,6 @@ def engines(*, n_rounds: int, gain: float) -> Result:
             first_seconds=0.5,
             seconds=(0.2,) * n_rounds,
             cpu_seconds=(cpu_seconds,) * n_rounds,
-            p50=None,
-            p95=None,
-            p99=None,
             deviation=None if stage == "chain" else 2e-6,
             other_tracks=0.0 if stage == "chain" else None,
         )
