@@ -8,14 +8,34 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 onnx_ir = pytest.importorskip("onnx_ir")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from tritrack.export.joined import joined_network
 from tritrack.export.network import _EXAMPLE, IR_VERSION, OPSET, ExportError, export_network
+from tritrack.export.precision import typed_network
 from tritrack.stages.card import Networks, read_card
-from tritrack.stages.contract import EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE, STAGES
+from tritrack.stages.contract import (
+    EMBEDDING_STAGE,
+    FILTER_STAGE,
+    GNN_STAGE,
+    HITS,
+    STAGES,
+    StageSpec,
+    TensorSpec,
+)
 from tritrack.stages.networks import build_networks
+from tritrack.stages.weights import load_weights
 
 ENGINES = [spec for spec in STAGES if spec.engine]
+
+# Of those that ONNX Runtime's docs/OperatorKernels.md (commit 001d12d) lists under CUDAExecutionProvider, for this opset
+# and these types. There is no Asinh, Asin or Atan.
+ON_CUDA = {
+    *("Abs", "Add", "Cast", "Clip", "Concat", "Div", "Expand", "Gather", "Gemm", "GreaterOrEqual"),
+    *("LayerNormalization", "Log", "MatMul", "Min", "Mul", "Relu", "ScatterElements", "Shape", "Sigmoid"),
+    *("Sign", "Sqrt", "Sub", "Unsqueeze", "Where"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +100,31 @@ def test_operators(models):
     assert counts["gnn"]["TopK"] == 2
     # encode_hits, encode_pairs, decode; per step: message and update, but nobody reads the last update.
     assert counts["gnn"]["LayerNormalization"] == 3 + 2 * 2 - 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("spec", ENGINES, ids=lambda spec: spec.name)
+def test_scatter_files_have_cuda_kernels_alone(small_weights, spec, precision):
+    card, networks = load_weights(small_weights)
+    network = typed_network(joined_network(networks[spec.name]), precision)
+    model = export_network(network, spec=spec, card=card, rendering="scatter", precision=precision)
+    assert {node.op_type for node in model.graph.node} <= ON_CUDA
+
+
+def test_asinh_without_its_operator(small_weights):
+    class Asinh(torch.nn.Module):
+        def forward(self, hits):
+            return torch.asinh(hits)
+
+    out = TensorSpec(name="OUT", dtype=np.dtype(np.float32), dims=("n_hits", 3), unit="1", meaning="")
+    spec = StageSpec(name="asinh", inputs=(HITS,), engine=(out,), outputs=(out,))
+    model = export_network(Asinh(), spec=spec, card=read_card(small_weights), rendering="scatter")
+    sizes = np.concatenate([[0.0], np.geomspace(1e-30, 1e18, 1000), [3e38]]).astype(np.float32)
+    x = np.stack([sizes, -sizes, sizes[::-1]], axis=1)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"HITS": x})
+    wanted = np.arcsinh(np.clip(x.astype(np.float64), -1e18, 1e18))
+    np.testing.assert_allclose(found, wanted, rtol=2e-7, atol=2e-7)
 
 
 def test_edges_are_sorted_once_however_many_steps_there_are(small_weights):
