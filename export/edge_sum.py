@@ -214,9 +214,13 @@ def sum_scattered(values: Any, index: Any, like: Any) -> Any:
     (Before 10 TensorRT took the node and ignored its reduction.) Its threads add in no fixed order, so the last
     digits of a sum differ from run to run.
     """
-    width = op.Shape(values, start=1, end=2)
-    zeros = op.Expand(op.Constant(value_float=0.0), op.Concat(op.Shape(like, start=0, end=1), width, axis=0))
-    rows = op.Expand(op.Unsqueeze(index, op.Constant(value_ints=[1])), op.Shape(values))
+    # The width as a number: so all sums of one direction share their rows, [n_edges, width] numbers of 64 bits.
+    width = int(values.shape[1])
+    n_hits = op.Shape(like, start=0, end=1)
+    zeros = op.Expand(
+        op.Constant(value_float=0.0), op.Concat(n_hits, op.Constant(value_ints=[width]), axis=0)
+    )
+    rows = op.Expand(op.Unsqueeze(index, op.Constant(value_ints=[1])), op.Constant(value_ints=[1, width]))
     return op.ScatterElements(zeros, rows, values, axis=0, reduction="add")
 
 

@@ -134,6 +134,11 @@ def test_edges_are_sorted_once_however_many_steps_there_are(small_weights):
     counts = Counter(node.op_type for node in model.graph.node)
     assert counts["TopK"] == 2
     assert counts["ScatterElements"] == 2
+    model = export_network(network, spec=GNN_STAGE, card=card, rendering="scatter")
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["ScatterElements"] == 4 * 2  # nobody reads the last step's
+    # The rows of each direction, as wide as the values: of 0.8 million edges and 64 numbers, 410 MB. And the zeros.
+    assert counts["Expand"] == 2 + 1
 
 
 def test_the_exporter_is_quiet(small_weights, capfd):
