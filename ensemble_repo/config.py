@@ -192,6 +192,10 @@ def _set_native(config: Any, step: Step, *, device: DeviceKind, threads: int, gp
         parameters["arena_extend_strategy"] = "1"
         if gpu_memory is not None:
             parameters["gpu_mem_limit"] = str(gpu_memory << 20)
+        # TF32 would round hit coordinates in mm to three digits. The backend takes it here alone; of what is among the
+        # parameters, those win.
+        cuda = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+        cuda.parameters["use_tf32"] = "0"
     _set_parameters(config, parameters)
 
 

@@ -205,6 +205,10 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
             assert values["enable_mem_arena"] == values["enable_mem_pattern"] == "0"
             assert (values.get("arena_extend_strategy") == "1") == (device == "gpu")
             assert "gpu_mem_limit" not in values
+            accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+            found = {accelerator.name: dict(accelerator.parameters) for accelerator in accelerators}
+            # Whatever the backend sets from the parameters must not stand here: it would be overwritten without a word.
+            assert found == ({"cuda": {"use_tf32": "0"}} if device == "gpu" else {})
     assert [step.backend for step in plan_fused(CARD)] == [BACKEND] * 4
     for name, point in (ENSEMBLES | FUSED_MODELS).items():
         values = {key: value.string_value for key, value in configs[name].parameters.items()}
