@@ -5,18 +5,15 @@ Each labelling is judged at its own best cut, chosen on one half of the events, 
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import numpy as np
 import typer
 
+from tritrack.bench.result import Header, make_header, write_result
 from tritrack.events.event import EventError
 from tritrack.events.source import read_all
 from tritrack.failures import one_sentence
@@ -96,6 +93,28 @@ class Row:
     def merit(self) -> float:
         """What a cut is chosen by."""
         return (self.efficiency or 0.0) - (self.fake_rate or 0.0) - (self.duplicate_rate or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All labellings on the same scores.
+
+    Attributes
+    ----------
+    header
+        ``threads`` are those of the networks and of the compiled loops.
+    n_hits
+        Of each event.
+    judged
+        Each labelling at its best cut, on the second half of the events.
+    scanned
+        Each at all cuts, on the first half.
+    """
+
+    header: Header
+    n_hits: tuple[int, ...]
+    judged: tuple[Row, ...]
+    scanned: tuple[Row, ...]
 
 
 def score(pipeline: Pipeline, events: Iterable[Event]) -> list[ScoredEvent]:
@@ -219,17 +238,17 @@ def main(
 ) -> None:
     """Judge every labelling on the same scores; print a table and write JSON."""
     pipeline = Pipeline.load(engines, threads=threads)
-    judged, scanned = compare(score(pipeline, read_all(events)))
-    result = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "card_sha256": pipeline.card.hash,
-        "versions": {name: version(name) for name in ("tritrack", "numpy", "numba", "onnxruntime")},
-        "judged": judged,
-        "scanned": scanned,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    header = make_header(
+        "labelling",
+        card=pipeline.card,
+        working_point=None,
+        threads=threads,
+        packages=("tritrack", "numpy", "numba", "onnxruntime"),
+    )
+    scored = score(pipeline, read_all(events))
+    judged, scanned = compare(scored)
+    n_hits = tuple(each.event.n_hits for each in scored)
+    write_result(Result(header=header, n_hits=n_hits, judged=tuple(judged), scanned=tuple(scanned)), out)
     print(table(judged))
 
 

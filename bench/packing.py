@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import numpy as np
 import typer
 
-from tritrack.bench.machine import describe_machine, describe_versions, gpu_of
+from tritrack.bench.machine import gpu_of
+from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.timeout import TIMEOUT
 from tritrack.ensemble_repo.plan import DeviceKind  # noqa: TC001 (typer reads the annotations)
 from tritrack.ensemble_repo.render import render_repository
@@ -28,7 +28,7 @@ from tritrack.service.client import TrackFinder
 from tritrack.service.protocol import make_packs
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
-from tritrack.stages.plan_file import plan_file, read_facts
+from tritrack.stages.plan_file import Gpu, plan_file, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +66,30 @@ class Row:
     n_requests: int
     seconds: tuple[float, ...]
     ratio: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All sets in every way.
+
+    Attributes
+    ----------
+    header
+        ``threads`` are those of each step.
+    device, gpu, tensorrt
+        What the repository is rendered for, and what it runs on; None where there is no such thing.
+    in_flight
+        Requests on their way at once.
+    ways
+        A row for each set and way to send it.
+    """
+
+    header: Header
+    device: DeviceKind
+    gpu: Gpu | None
+    tensorrt: str | None
+    in_flight: int
+    ways: tuple[Row, ...]
 
 
 def time_set(
@@ -165,19 +189,21 @@ def main(
                     repeats=repeats,
                     at_most=seconds,
                 )
-    result = {
-        **describe_machine(),
-        "device": device,
-        "gpu": gpu,
-        "tensorrt": read_facts(plan).tensorrt if plan.exists() else None,
-        "threads": threads,
-        "in_flight": in_flight,
-        "card_sha256": read_card(engines).hash,
-        "versions": describe_versions(("tritrack", "numpy", "numba", "onnxruntime", "nvidia-pytriton")),
-        "ways": rows,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    result = Result(
+        header=make_header(
+            "packing",
+            card=read_card(engines),
+            working_point=working_point,
+            threads=threads,
+            packages=("tritrack", "numpy", "numba", "onnxruntime", "nvidia-pytriton"),
+        ),
+        device=device,
+        gpu=gpu,
+        tensorrt=read_facts(plan).tensorrt if plan.exists() else None,
+        in_flight=in_flight,
+        ways=tuple(rows),
+    )
+    write_result(result, out)
     for row in rows:
         print(
             f"{row.events}, {row.n_hits // max(row.n_events, 1)} hits an event, {row.model}, "

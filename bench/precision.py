@@ -8,16 +8,16 @@ layers in float32 between rounded inputs and outputs.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import onnx
 import typer
 
-from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.bench.result import Header, make_header, write_result
 from tritrack.events.source import read_all
 from tritrack.export.gates import PHYSICS_TOLERANCE, compare_rates, judge
 from tritrack.export.joined import joined_network
@@ -43,6 +43,30 @@ if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, Precision
     from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The physics of each variant.
+
+    Attributes
+    ----------
+    header
+        ``threads`` are ONNX Runtime's.
+    events, n_hits
+        Which events, and their hits together.
+    tolerance
+        Of the gates.
+    variants
+        A row each, fp32 first.
+    """
+
+    header: Header
+    events: tuple[int, ...]
+    n_hits: int
+    tolerance: float
+    variants: tuple[dict[str, Any], ...]
+
 
 VARIANTS: tuple[tuple[Precision, str], ...] = (("fp16", "onnx"), ("bf16", "torch"))
 """Precision and library of what is compared with fp32 in torch."""
@@ -138,22 +162,25 @@ def main(
     taken = list(islice(read_all(events), first))
     if not taken:
         raise UsageError("bench.precision: the event files hold no events")
+    header = make_header(
+        "precision",
+        card=card,
+        working_point=working_point,
+        threads=threads,
+        packages=("tritrack", "numpy", "onnxruntime", "torch"),
+    )
     rows: list[dict[str, Any]] = []
-    result = {
-        **describe_machine(),
-        "versions": describe_versions(("tritrack", "numpy", "onnxruntime", "torch")),
-        "card_sha256": card.hash,
-        "working_point": working_point or card.default,
-        "events": [event.event_id for event in taken],
-        "n_hits": sum(event.n_hits for event in taken),
-        "tolerance": PHYSICS_TOLERANCE,
-        "variants": rows,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
     for row in compare(card, networks, taken, threads=threads, point=working_point):
         rows.append(row)
         print(_line(row), flush=True)
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        result = Result(
+            header=header,
+            events=tuple(event.event_id for event in taken),
+            n_hits=sum(event.n_hits for event in taken),
+            tolerance=PHYSICS_TOLERANCE,
+            variants=tuple(rows),
+        )
+        write_result(result, out)  # after each: they take minutes
 
 
 if __name__ == "__main__":

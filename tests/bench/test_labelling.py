@@ -4,13 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
 
-from tritrack.bench.labelling import CUTS, Row, ScoredEvent, compare, judge, table
+from tritrack.bench.labelling import CUTS, Result, ScoredEvent, compare, judge, table
+from tritrack.bench.result import read_result
 from tritrack.events.event import Event, EventError, Particles, Truth
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_helices
@@ -74,8 +74,9 @@ def test_the_command_writes_json_and_prints_a_table(small_engines, tmp_path):
     out = tmp_path / "bench" / "labelling.json"
     command = [sys.executable, "-m", "tritrack.bench.labelling", tmp_path, "--engines", small_engines]
     done = subprocess.run([*command, "--out", out], check=True, capture_output=True, text=True)
-    written = msgspec.json.decode(out.read_bytes())
-    rows = msgspec.convert(written["judged"], list[Row])
+    result = read_result(out, Result)
+    assert (result.header.measurement, result.header.threads) == ("labelling", 2)
+    rows = result.judged
     assert [row.labelling for row in rows] == list(LABELLINGS)
     assert done.stdout.strip() == table(rows)
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import msgspec
 import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
 
-from tritrack.bench.packing import Row, time_set
+from tritrack.bench.packing import Result, time_set
+from tritrack.bench.result import read_result
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits
@@ -32,10 +32,11 @@ def test_every_way_takes_its_turn(small_engines, tmp_path, device):
     command = [sys.executable, "-m", "tritrack.bench.packing", tmp_path / "drawn", "--engines", small_engines]
     options = ["--repeats", "2", "--pack-hits", "500", "--working-point", "fast", "--device", device]
     done = subprocess.run([*command, "--out", out, *options], check=True, capture_output=True, text=True)
-    result = msgspec.json.decode(out.read_bytes())
-    assert result["device"] == device
-    assert (result["gpu"] is None) == (device == "cpu")
-    rows = msgspec.convert(result["ways"], list[Row])
+    result = read_result(out, Result)
+    assert (result.header.measurement, result.header.threads) == ("packing", 2)
+    assert result.device == device
+    assert (result.gpu is None) == (device == "cpu")
+    rows = result.ways
     assert [(row.model, row.pack_hits, row.n_requests) for row in rows] == [
         ("track_finder_fast", None, 3),
         ("track_finder_fused_fast", None, 3),
