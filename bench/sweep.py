@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from tritrack.bench.load import LoadError, closed_loop, whole_turns
-from tritrack.bench.load_generator.figures import Load, summary
+from tritrack.bench.load_generator.figures import Load, say_clients, summary
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.timeout import TIMEOUT
 from tritrack.bench.turns import orders
@@ -353,7 +353,7 @@ def main(
     write_result(result, out)
     for row in result.rows:
         print(
-            f"instances {row.setting}, {row.n_clients} clients: {np.median(row.ratio):.2f} times as many events a "
+            f"instances {row.setting}, {say_clients(row.n_clients)}: {np.median(row.ratio):.2f} times as many events a "
             f"second as with 1 ({min(row.ratio):.2f} to {max(row.ratio):.2f}), "
             f"processor time an event {', '.join(f'{cpu * 1e3:.0f}' for cpu in _cpu_seconds(row.loads))} ms"
         )

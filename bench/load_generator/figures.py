@@ -300,9 +300,14 @@ def _step_times(before: Sequence[StepStatistics], after: Sequence[StepStatistics
     return tuple(times)
 
 
+def say_clients(n: int | None) -> str:
+    """Return "1 client", "8 clients"."""
+    return f"{n} client{'' if n == 1 else 's'}"
+
+
 def summary(load: Load) -> str:
     """Say a load in a line."""
-    what = f"{load.rate:g} events due in a second" if load.loop == "open" else f"{load.n_clients} clients"
+    what = f"{load.rate:g} events due in a second" if load.loop == "open" else say_clients(load.n_clients)
     latency = load.latency
     quantiles = [
         f"{name} {value * 1e3:.0f} ms" for name in QUANTILES if (value := getattr(latency, name)) is not None

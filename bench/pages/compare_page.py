@@ -16,6 +16,7 @@ import typer
 from matplotlib.figure import Figure
 
 from tritrack.bench.compare import Result
+from tritrack.bench.load_generator.figures import say_clients
 from tritrack.bench.pages.page import plots, png_uri, share_cell, svg_uri, table, write_html
 from tritrack.bench.pages.physics_page import RATES
 from tritrack.bench.result import read_result
@@ -117,7 +118,7 @@ def _rate_cell(row: Row) -> str:
     rates = [rate for rate in row.events_per_s if rate is not None]
     if not rates:
         return f"not measured<small>{escape(row.not_loaded or '')}</small>"
-    how = "1 process, 1 thread" if row.n_clients is None else f"{row.n_clients} clients"
+    how = "1 process, 1 thread" if row.n_clients is None else say_clients(row.n_clients)
     return f"{np.mean(rates):.2f}<small>{how}</small>"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tritrack.bench.load_generator.figures import say_clients
 from tritrack.bench.pages.page import plots, table
 from tritrack.bench.pages.pictures import Series, lines
 
@@ -149,7 +150,7 @@ _LOAD_HEADS = [
 
 
 def _load_cells(each: Load) -> list[str]:
-    name = f"{each.rate:.3g} due in a second" if each.rate is not None else f"{each.n_clients} clients"
+    name = f"{each.rate:.3g} due in a second" if each.rate is not None else say_clients(each.n_clients)
     times = (*(getattr(each.latency, quantile) for quantile in _QUANTILES), each.queue())
     return [
         f"{name}<small>n = {each.latency.n:,} in {each.seconds:.0f} s</small>",
@@ -220,7 +221,7 @@ def sweep(result: Sweep) -> str:
     """Return what `tritrack.bench.sweep` measured."""
     rows = [
         [
-            f"{escape(row.setting)}<small>{row.n_clients} clients</small>",
+            f"{escape(row.setting)}<small>{say_clients(row.n_clients)}</small>",
             f"{np.median(row.ratio):.2f}<small>{min(row.ratio):.2f} to {max(row.ratio):.2f}, n = {len(row.ratio)}</small>",
             f"{np.median(row.cpu_ratio):.2f}" if row.cpu_ratio else "",
             f"{np.median([each.events_per_s for each in row.loads]):.2f}",

@@ -112,7 +112,7 @@ def test_a_foreign_server_tells_nothing(url, tmp_path):
         ),
     }
     assert [line.partition(":")[0] for line in lines] == [
-        "1 clients",
+        "1 client",
         "2 clients",
         "20 events due in a second",
     ]

@@ -154,6 +154,8 @@ def test_instances_are_set_against_one_of_each():
         "heaviest step is gnn (62 % of the time of all)",
         "100 to 900 hits",
         "533<small>n = 20",
+        "<small>1 client</small>",
+        "<small>8 clients</small>",
     ):
         assert words in page
     assert page.count("<img") == 2
