@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 
 ENGINES := build/engines
+SCATTERED := build/engines-scatter
 REPOSITORY := build/model_repository
 WEIGHTS := weights/default
 
@@ -51,6 +52,11 @@ lint: $(VENV)/dev  ## Run ruff and mypy
 export: $(VENV)/demo  ## Export the shipped weights to build/engines
 	$(BIN)/tritrack export --engine onnx --weights $(WEIGHTS) --events events/samples --out $(ENGINES)
 
+.PHONY: export-scatter
+export-scatter: $(VENV)/demo  ## Export them for a GPU, to build/engines-scatter
+	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
+		--out $(SCATTERED)
+
 .PHONY: serve
 serve: export  ## Serve the shipped weights until Ctrl-C
 	$(BIN)/tritrack repository --engines $(ENGINES) --device cpu --server embedded --out $(REPOSITORY)
@@ -61,6 +67,7 @@ TRITON_TAG := 25.01
 CONTAINER_REPOSITORY := build/container_repository
 CONTAINER_PLANS := build/container_plans
 DEVICE := cpu
+CONTAINER_ENGINES = $(if $(TENSORRT),$(CONTAINER_PLANS),$(if $(filter gpu,$(DEVICE)),$(SCATTERED),$(ENGINES)))
 THREADS := 2
 COMPOSE := docker compose -p tritrack -f deploy/compose.yaml $(if $(filter gpu,$(DEVICE)),-f deploy/compose.gpu.yaml)
 .PHONY: need-docker
@@ -71,28 +78,25 @@ need-docker:
 
 .PHONY: serve-container
 serve-container: need-docker  ## Serve the shipped weights in NVIDIA's server image (DEVICE=gpu, TENSORRT=1)
-	$(if $(TENSORRT),,$(MAKE) export)
-	$(BIN)/tritrack repository --engines $(if $(TENSORRT),$(CONTAINER_PLANS),$(ENGINES)) --server container \
+	$(if $(TENSORRT),,$(MAKE) export$(if $(filter gpu,$(DEVICE)),-scatter))
+	$(BIN)/tritrack repository --engines $(CONTAINER_ENGINES) --server container \
 		--image $(TRITON_TAG) --device $(DEVICE) --threads $(THREADS) --out $(CONTAINER_REPOSITORY)
 	TRITON_TAG=$(TRITON_TAG) REPOSITORY=$(CURDIR)/$(CONTAINER_REPOSITORY) $(COMPOSE) up --build --wait
 
 .PHONY: export-container
 export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server image, for this GPU
-	$(MAKE) $(VENV)/demo
-	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
-		--out build/engines-scatter
+	$(MAKE) export-scatter
 	mkdir -p $(CONTAINER_PLANS)
 	docker build --file deploy/Dockerfile --target export --build-arg TRITON_TAG=$(TRITON_TAG) \
 		--tag tritrack-export:$(TRITON_TAG) .
 	docker run --rm --gpus all --user $$(id -u):$$(id -g) --env NUMBA_CACHE_DIR=/tmp/numba \
-		--volume $(CURDIR)/build/engines-scatter:/engines:ro --volume $(CURDIR)/$(WEIGHTS):/weights:ro \
+		--volume $(CURDIR)/$(SCATTERED):/engines:ro --volume $(CURDIR)/$(WEIGHTS):/weights:ro \
 		--volume $(CURDIR)/events/samples:/events:ro --volume $(CURDIR)/$(CONTAINER_PLANS):/plans \
 		tritrack-export:$(TRITON_TAG) python3 -m tritrack export --engine tensorrt --engines /engines \
 		--weights /weights --events /events --out /plans
 
 # The engines of a machine with a GPU and TensorRT, what each stage costs there, what packs gain, and what the service adds.
 PLANS := build/plans
-SCATTERED := build/engines-scatter
 .PHONY: need-gpu
 need-gpu: $(VENV)/dev
 	@$(BIN)/python -c "from tritrack.stages.plan_file import find_gpu as f; raise SystemExit(0 if f() else 1)" \
@@ -102,8 +106,7 @@ need-gpu: $(VENV)/dev
 bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on the GPU, and whether answers stay: with the engines that are here
 	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
 	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
-	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
-		--out $(SCATTERED)
+	$(MAKE) export-scatter
 	$(MAKE) --keep-going bench-gpu-onnx bench-gpu-tensorrt
 
 .PHONY: bench-gpu-onnx bench-gpu-tensorrt

@@ -82,7 +82,8 @@ def render_repository(
     ImageError
         Where the image is not known, or its backends cannot run an engine.
     RepositoryError
-        Where an engine is missing, TensorRT's shall run on a CPU, ``out`` holds something else, or ``threads`` is no count.
+        Where an engine is missing, TensorRT's shall run on a CPU, or a container's GPU run ONNX files with sums
+        for a CPU, ``out`` holds something else, or ``threads`` is no count.
     """
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
@@ -97,7 +98,10 @@ def render_repository(
     ]
     if server == "container":
         native = [engines / step.files[0] for step in steps if step.backend in NATIVE]
-        check_engines([path for path in native if path.is_file()], image=find_image(image))
+        native = [path for path in native if path.is_file()]
+        check_engines(native, image=find_image(image))
+        if device == "gpu" and engine == "onnx":
+            _refuse_loops(native)
     out = out.resolve()
     if out.exists() and not (out.is_dir() and (_is_repository(out) or not any(out.iterdir()))):
         raise RepositoryError(f"{out}: holds something that is no model repository; name another folder")
@@ -128,6 +132,19 @@ def render_repository(
     if out.exists():
         shutil.rmtree(out)
     fresh.rename(out)
+
+
+def _refuse_loops(engines: list[Path]) -> None:
+    """Refuse files with loops for a CPU's cache; files from elsewhere do not say how they sum."""
+    import onnx  # here: a repository for the wheel's server does without
+
+    for path in engines:
+        said = onnx.load(path, load_external_data=False).metadata_props
+        if ("edge_sum", "sorted") in {(entry.key, entry.value) for entry in said}:
+            raise RepositoryError(
+                f"{path}: made of loops for a CPU's cache, thousands of small kernels on a GPU: "
+                "tritrack export --engine onnx --edge-sum scatter"
+            )
 
 
 def _source(file: str, *, engines: Path, rules: Path | None) -> Path:

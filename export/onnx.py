@@ -89,7 +89,7 @@ def export_engines(
     precision
         What the networks' inner layers compute in (see `tritrack.export.precision`).
     edge_sum
-        How the sum over edges is written: "sorted" for ONNX Runtime, "scatter" for TensorRT.
+        How the sum over edges is written: "sorted" for a CPU, "scatter" for a GPU and TensorRT.
     events
         Events to compare on, besides drawn hits, stage by stage and end to end; in 16 bits with truth.
     foreign

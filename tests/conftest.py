@@ -104,6 +104,17 @@ def small_engines(small_weights: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+@pytest.fixture(scope="session")
+def scattered_engines(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of ``small_weights`` for a GPU and TensorRT."""
+    pytest.importorskip("onnxscript")
+    from tritrack.export.onnx import export_engines
+
+    folder = tmp_path_factory.mktemp("scattered")
+    export_engines(weights=small_weights, out=folder, threads=1, edge_sum="scatter")
+    return folder
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
     """Helices from near the beam line and their hits on every layer of a barrel, shuffled.

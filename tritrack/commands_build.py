@@ -279,7 +279,7 @@ def export(
         Precision, typer.Option(help="For onnx: what the networks' inner layers compute in.")
     ] = "fp32",
     edge_sum: Annotated[
-        EdgeSum, typer.Option(help="For onnx: sorted is for ONNX Runtime, scatter for TensorRT.")
+        EdgeSum, typer.Option(help="For onnx: sorted is for a CPU, scatter for a GPU and TensorRT.")
     ] = "sorted",
     threads: Annotated[int, typer.Option(min=1, help="Threads an engine is gated under.")] = 2,
     events: Annotated[

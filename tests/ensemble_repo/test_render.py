@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+onnx = pytest.importorskip("onnx")
 
 pytest.importorskip("onnxruntime")
 
@@ -129,6 +132,24 @@ def test_plans_need_a_gpu(plans: Path, tmp_path: Path) -> None:
         RepositoryError, match="holds TensorRT's engines, which run on a GPU only: --device gpu"
     ):
         render(plans, tmp_path / "repository", server="container", device="cpu")
+
+
+def test_a_containers_gpu_runs_no_loops_for_a_cpu(
+    small_engines: Path, scattered_engines: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "repository"
+    refused = r"embedding\.onnx: made of loops for a CPU's cache, .*: tritrack export --engine onnx --edge-sum scatter$"
+    with pytest.raises(RepositoryError, match=refused):
+        render(small_engines, out, server="container", device="gpu")
+    assert not out.exists()
+    render(scattered_engines, out, server="container", device="gpu")
+    # Whether the wheel's server has an ONNX Runtime with CUDA is not known here: without, these are the right ones.
+    render(small_engines, out, server="embedded", device="gpu")
+    foreign = shutil.copytree(scattered_engines, tmp_path / "foreign")
+    model = onnx.load(foreign / "gnn.onnx")
+    del model.metadata_props[:]  # a file from elsewhere says nothing of its sums
+    onnx.save(model, foreign / "gnn.onnx")
+    render(foreign, out, server="container", device="gpu")
 
 
 @pytest.mark.parametrize("n_hits", [0, 1, 2, 300, 3000])

@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript")
 from tritrack.events.event import Event
 from tritrack.export.cases import drawn_cases, drawn_hits
 from tritrack.export.gates import gate_chain
-from tritrack.export.onnx import clear_engines, export_engines
+from tritrack.export.onnx import clear_engines
 from tritrack.export.tensorrt import check_onnx_folder, export_plans, fits, median_sizes, profile_of
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE, HITS
@@ -33,18 +33,10 @@ def drawn_event(n_hits):
     )
 
 
-@pytest.fixture(scope="module")
-def scattered(small_weights, tmp_path_factory):
-    """ONNX engines as TensorRT wants them."""
-    folder = tmp_path_factory.mktemp("scattered")
-    export_engines(weights=small_weights, out=folder, threads=1, edge_sum="scatter")
-    return folder
-
-
-def test_the_files_that_tensorrt_takes_run_in_onnx_runtime(scattered, small_weights):
+def test_the_files_that_tensorrt_takes_run_in_onnx_runtime(scattered_engines, small_weights):
     """They passed their gates there, duplicate pairs included."""
-    assert check_onnx_folder(scattered, card=read_card(small_weights)) == "fp32"
-    assert Pipeline.load(scattered, threads=1).find(drawn_hits(n_hits=500, seed=3)).shape == (500,)
+    assert check_onnx_folder(scattered_engines, card=read_card(small_weights)) == "fp32"
+    assert Pipeline.load(scattered_engines, threads=1).find(drawn_hits(n_hits=500, seed=3)).shape == (500,)
 
 
 def test_files_for_onnx_runtime_are_refused(small_engines, small_weights):
@@ -55,11 +47,11 @@ def test_files_for_onnx_runtime_are_refused(small_engines, small_weights):
         check_onnx_folder(small_engines, card=read_card(small_weights))
 
 
-def test_files_of_other_weights_are_refused(scattered, small_weights, tmp_path):
+def test_files_of_other_weights_are_refused(scattered_engines, small_weights, tmp_path):
     card = read_card(small_weights)
     with pytest.raises(CardError, match=r"these engines are of small, not of the weights given \(other\)"):
-        check_onnx_folder(scattered, card=replace(card, name="other"))
-    folder = shutil.copytree(scattered, tmp_path / "engines")
+        check_onnx_folder(scattered_engines, card=replace(card, name="other"))
+    folder = shutil.copytree(scattered_engines, tmp_path / "engines")
     (folder / CARD_FILE).write_bytes(replace(card, name="other").to_json())
     with pytest.raises(
         CardError, match=r"embedding\.onnx: was exported with another model card than the one"
@@ -70,8 +62,8 @@ def test_files_of_other_weights_are_refused(scattered, small_weights, tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"), [(None, r"filter\.onnx: no engine there"), (b"no", r"filter\.onnx: no ONNX file: ")]
 )
-def test_a_file_that_is_none(scattered, small_weights, tmp_path, content, said):
-    folder = shutil.copytree(scattered, tmp_path / "engines")
+def test_a_file_that_is_none(scattered_engines, small_weights, tmp_path, content, said):
+    folder = shutil.copytree(scattered_engines, tmp_path / "engines")
     (folder / "filter.onnx").unlink()
     if content is not None:
         (folder / "filter.onnx").write_bytes(content)
@@ -79,8 +71,8 @@ def test_a_file_that_is_none(scattered, small_weights, tmp_path, content, said):
         check_onnx_folder(folder, card=read_card(small_weights))
 
 
-def test_files_of_two_precisions_are_refused(scattered, small_weights, tmp_path):
-    folder = shutil.copytree(scattered, tmp_path / "engines")
+def test_files_of_two_precisions_are_refused(scattered_engines, small_weights, tmp_path):
+    folder = shutil.copytree(scattered_engines, tmp_path / "engines")
     model = onnx.load(folder / "gnn.onnx")
     next(entry for entry in model.metadata_props if entry.key == "precision").value = "fp16"
     onnx.save(model, folder / "gnn.onnx")
@@ -132,16 +124,16 @@ def test_engines_of_either_kind_are_cleared(tmp_path):
 
 
 @pytest.mark.tensorrt
-def test_engines_pass_their_gates(scattered, small_weights, tmp_path):
+def test_engines_pass_their_gates(scattered_engines, small_weights, tmp_path):
     events = [drawn_event(1500)]
     results = export_plans(
-        weights=small_weights, engines=scattered, out=tmp_path, events=events, on_stage=None
+        weights=small_weights, engines=scattered_engines, out=tmp_path, events=events, on_stage=None
     )
     assert all(result.passed for result in results)
     assert {result.stage for result in results} == {*NAMES, "graph", "labelling", "chain"}
     for name in NAMES:
         assert read_facts(tmp_path / plan_file(name)).precision == "fp32"
     # What was built loads again, by itself, and finds the tracks of the chain in ONNX Runtime.
-    found, wanted = (Pipeline.load(folder, threads=1) for folder in (tmp_path, scattered))
+    found, wanted = (Pipeline.load(folder, threads=1) for folder in (tmp_path, scattered_engines))
     (result,) = gate_chain(found, reference=wanted, events=[drawn_event(1000)])
     assert result.deviation < 0.05  # untrained: many scores lie at the cut

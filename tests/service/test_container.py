@@ -106,7 +106,7 @@ def test_what_breaks_the_contract_is_refused(native: Server, hits_of: HitsOf) ->
 
 @pytest.mark.gpu
 def test_nothing_crosses_between_the_steps(
-    small_engines: Path,
+    scattered_engines: Path,
     tmp_path: Path,
     hits_of: HitsOf,
     host_bytes: Callable[[Server], dict[str, int]],
@@ -117,7 +117,7 @@ def test_nothing_crosses_between_the_steps(
     from tritrack.service.server import Server
 
     repository = tmp_path / "model_repository"
-    render_repository(engines=small_engines, out=repository, server="container", device="gpu", threads=2)
+    render_repository(engines=scattered_engines, out=repository, server="container", device="gpu", threads=2)
     hits = hits_of(2000, seed=1)
     with (
         Server(repository, executable=native_folder, start_timeout=300.0) as running,

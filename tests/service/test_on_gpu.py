@@ -182,19 +182,17 @@ def sum_bytes(tensors: dict[str, np.ndarray]) -> int:
 
 @pytest.mark.tensorrt
 def test_with_tensorrt_nothing_crosses_between_the_steps(
-    small_weights: Path, tmp_path: Path, hits_of: HitsOf, host_bytes: HostBytes
+    small_weights: Path, scattered_engines: Path, tmp_path: Path, hits_of: HitsOf, host_bytes: HostBytes
 ) -> None:
     from tritrack.events.event import Event
-    from tritrack.export.onnx import export_engines
     from tritrack.export.tensorrt import export_plans
 
     hits = hits_of(1500)
     event = Event(
         event_id=0, hits=hits, hit_id=np.arange(len(hits)), modules=np.zeros((len(hits), 3), np.int32)
     )
-    scattered, plans = tmp_path / "scattered", tmp_path / "plans"
-    export_engines(weights=small_weights, out=scattered, threads=1, edge_sum="scatter")
-    export_plans(weights=small_weights, engines=scattered, out=plans, events=[event], on_stage=None)
+    plans = tmp_path / "plans"
+    export_plans(weights=small_weights, engines=scattered_engines, out=plans, events=[event], on_stage=None)
     repository = render(plans, tmp_path / "repository", "gpu")
     with (
         Server(repository, models=[ENSEMBLE, f"{ENSEMBLE}_fast"], start_timeout=300.0) as running,

@@ -111,6 +111,32 @@ def test_what_is_missing_of_docker_is_said(
     assert [line for line in run.stdout.splitlines() if line.startswith("make: ")] == [f"make: {sentence}"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "exported", "served"),
+    [
+        ([], "onnx", "build/engines"),
+        (["DEVICE=gpu"], "onnx --edge-sum scatter", "build/engines-scatter"),
+        (["DEVICE=gpu", "TENSORRT=1"], None, "build/container_plans"),
+    ],
+)
+def test_a_container_gets_the_engines_of_its_device(
+    variables: list[str], exported: str | None, served: str
+) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    run = subprocess.run(
+        [make, "--dry-run", "--directory", ROOT, "serve-container", "PYTHON=python3", *variables],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = re.sub(r"\s*\\\n\s*", " ", run.stdout)
+    exports = re.findall(r"tritrack export --engine (.+?) --weights .* --out (\S+)", lines)
+    assert exports == ([] if exported is None else [(exported, served)])
+    assert re.findall(r"tritrack repository --engines (\S+)", lines) == [served]
+
+
 def test_bench_gpu_says_at_once_that_there_is_no_gpu(tmp_path: Path) -> None:
     make = shutil.which("make")
     if make is None:
@@ -142,9 +168,10 @@ def test_bench_gpu_says_at_once_that_there_is_no_gpu(tmp_path: Path) -> None:
 
 
 def test_repository_is_written_for_an_image(
-    run: Callable[..., Any], small_engines: Path, tmp_path: Path
+    run: Callable[..., Any], scattered_engines: Path, tmp_path: Path
 ) -> None:
-    wanted = ("repository", "--engines", small_engines, "--out", tmp_path / "out", "--server", "container")
+    out = tmp_path / "out"
+    wanted = ("repository", "--engines", scattered_engines, "--out", out, "--server", "container")
     refused = run(*wanted, "--image", "23.01")
     assert refused.code != 0
     assert refused.err.startswith("tritrack: image 23.01: not known, ")
@@ -152,4 +179,4 @@ def test_repository_is_written_for_an_image(
     assert (misused.code, misused.err.count("\n")) == (2, 1)
     assert "--gpu-memory goes with --server container --device gpu" in misused.err
     assert run(*wanted, "--image", PINNED, "--device", "gpu", "--gpu-memory", "4096").code == 0
-    assert str(4096 << 20) in (tmp_path / "out" / "gnn" / "config.pbtxt").read_text()
+    assert str(4096 << 20) in (out / "gnn" / "config.pbtxt").read_text()
