@@ -17,6 +17,7 @@ from tritrack.export.onnx import clear_engines
 from tritrack.export.tensorrt import check_onnx_folder, export_plans, fits, median_sizes, profile_of
 from tritrack.stages.card import CARD_FILE, CardError, read_card
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING_STAGE, FILTER_STAGE, GNN_STAGE, HITS
+from tritrack.stages.filtering import PAIRS_AT_ONCE
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.plan_file import Sizes, facts_file, plan_file, read_facts
 from tritrack.stages.weights import load_weights
@@ -89,6 +90,10 @@ def test_profiles_reach_from_one_row_to_the_limits(small_weights):
         HITS.name: hits,
         EDGE_INDEX.name: Sizes(min=(2, 1), opt=(2, 7000), max=(2, 20_000)),
     }
+    # The filter sees pairs in pieces, but for a container's own backend.
+    roomy = replace(card, limits=replace(card.limits, max_pairs=16_000_000))
+    profile = profile_of(FILTER_STAGE, card=roomy, typical=typical | {"n_pairs": 5_000_000})
+    assert profile[EDGE_INDEX.name] == Sizes(min=(2, 1), opt=(2, PAIRS_AT_ONCE), max=(2, 16_000_000))
     # More edges than the limit, or none, are no shape to be fastest at.
     for n_edges, opt in ((30_000, 15_000), (0, 1)):
         profile = profile_of(GNN_STAGE, card=card, typical=typical | {"n_edges": n_edges})
