@@ -82,8 +82,8 @@ def render_repository(
     ImageError
         Where the image is not known, or its backends cannot run an engine.
     RepositoryError
-        Where an engine is missing, TensorRT's shall run on a CPU, or a container's GPU run ONNX files with sums
-        for a CPU, ``out`` holds something else, or ``threads`` is no count.
+        Where an engine is missing, TensorRT's shall run on a CPU or fused in a container, a container's GPU shall run
+        ONNX files made for a CPU, ``out`` holds something else, or ``threads`` is no count.
     """
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
@@ -91,6 +91,11 @@ def render_repository(
     engine: EngineKind = "tensorrt" if list(engines.glob(plan_file("*"))) else "onnx"
     if engine == "tensorrt" and device != "gpu":
         raise RepositoryError(f"{engines}: holds TensorRT's engines, which run on a GPU only: --device gpu")
+    if engine == "tensorrt" and server == "container" and fused:
+        raise RepositoryError(
+            f"{engines}: holds TensorRT's engines, and the fused models run them by TensorRT's Python package, which "
+            "a container's image lacks: leave out --fused, or give ONNX engines"
+        )
     steps = [
         *plan_steps(card, server, engine),
         *(plan_fused(card, engine) if fused else ()),

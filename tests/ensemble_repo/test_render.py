@@ -134,6 +134,16 @@ def test_plans_need_a_gpu(plans: Path, tmp_path: Path) -> None:
         render(plans, tmp_path / "repository", server="container", device="cpu")
 
 
+def test_a_containers_fused_models_run_no_plans(plans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    with pytest.raises(
+        RepositoryError, match=r"holds TensorRT's engines, and the fused .*: leave out --fused"
+    ):
+        render(plans, out, server="container", device="gpu", fused=True)
+    assert not out.exists()
+    render(plans, out, server="embedded", device="gpu", fused=True)
+
+
 def test_a_containers_gpu_runs_no_loops_for_a_cpu(
     small_engines: Path, scattered_engines: Path, tmp_path: Path
 ) -> None:
