@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path  # noqa: TC003 (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,7 +199,7 @@ def take_turns(
     """Run every engine's chain once to warm up, and then in rounds."""
     spent: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     labels: dict[str, NDArray[np.int64]] = {}
-    for order in islice(orders(len(ready), seed=event.n_hits), rounds + 1):
+    for order in chain([range(len(ready))], islice(orders(len(ready), seed=event.n_hits), rounds)):
         for each in (ready[number] for number in order):
             name = each.row.engine
             start = now()

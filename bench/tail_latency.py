@@ -82,7 +82,8 @@ class Result:
     def ratios(self) -> dict[str, float]:
         """Events answered a second by the rate at which they came at each share, and p95 at the lowest share by p95 at the highest.
 
-        Both are 1 of a server that bears every rate alike. A p95 of too few answers, or of one share alone, has no ratio.
+        Both are 1 of a server that bears every rate alike. A p95 of too few requests, of one without an answer, or of
+        one share alone, has no ratio.
         """
         ratios = {}
         for row in self.rows:

@@ -91,7 +91,9 @@ class TritonPythonModel:
                 pb_utils.TritonError.INTERNAL,
             )
         finally:
-            self.host_bytes.increment(copied_to_host() - copied)
+            # Each increment is a message to the server and back, 0.1 ms of every step.
+            if bytes_copied := copied_to_host() - copied:
+                self.host_bytes.increment(bytes_copied)
         return pb_utils.InferenceResponse(answer)
 
     def _take(self, tensor: Any) -> Any:

@@ -45,7 +45,7 @@ def radius_pairs(
     """
     points = embedding.astype(np.float64)
     distance = np.sqrt(np.square(points[:, None] - points[None, :]).sum(axis=2))
-    r = np.square(hits.astype(np.float64)).sum(axis=1)
+    r = np.square(hits[:, :3].astype(np.float64)).sum(axis=1)
     index = np.arange(r.size)
     is_inner = (r[:, None] < r[None, :]) | ((r[:, None] == r[None, :]) & (index[:, None] < index[None, :]))
     pairs = np.stack(np.nonzero((distance <= radius) & is_inner))
@@ -145,7 +145,7 @@ def path_labels(
 
     Parameters and return value as in :func:`tritrack.stages.labelling.walkthrough`.
     """
-    distance = np.square(hits.astype(np.float64)).sum(axis=1)
+    distance = np.square(hits[:, :3].astype(np.float64)).sum(axis=1)
     edges = [
         (float(score), int(inner), int(outer))
         for raw, score, inner, outer in zip(edge_score, round_scores(edge_score), *edge_index, strict=True)
@@ -179,8 +179,8 @@ def helix_labels(
     Parameters and return value as in :func:`tritrack.stages.labelling.helix`.
     """
     points = helix.measured(hits)
-    distance = np.square(hits.astype(np.float64)).sum(axis=1)
-    order = sorted(range(len(hits)), key=lambda hit: (distance[hit], *hits[hit].tolist()))
+    distance = np.square(hits[:, :3].astype(np.float64)).sum(axis=1)
+    order = sorted(range(len(hits)), key=lambda hit: (distance[hit], *hits[hit, :3].tolist()))
     place = {hit: number for number, hit in enumerate(order)}
     score: dict[tuple[int, int], float] = {}
     for raw, rounded, a, b in zip(edge_score, round_scores(edge_score), *edge_index, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -299,9 +298,6 @@ def load_stage(
 
 def set_compiled_threads(threads: int) -> None:
     """Set the threads of the compiled loops: of those that the calling thread starts, in others it stays all cores."""
-    # OpenMP's threads spin after each loop for the next one; in a server they would take the cores from the other
-    # stages, a third of the throughput. It reads this when numba starts it, below.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import numba
 
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]

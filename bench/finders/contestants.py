@@ -186,7 +186,7 @@ def take_turn_on_a_server(
     """
     found: list[tuple[NDArray[np.int64] | EventRefusedError, float]] = []
     with (
-        Server(repository, models=[model]) as server,
+        Server(repository, models=[model], start_timeout=TIMEOUT) as server,
         TrackFinder(server.url, model=model, timeout=TIMEOUT) as client,
     ):
         with suppress(EventRefusedError):

@@ -27,6 +27,9 @@ LATE = 0.01
 LATE_SHARE = 0.01
 """Share of late requests above which the generator fell behind its schedule."""
 
+_NEVER = 1e300
+"""Seconds, for those without an answer."""
+
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 """Those of `Latency`."""
 
@@ -253,18 +256,20 @@ def make_load(
 
 def _latency(seconds: NDArray[np.float64], *, n_failed: int) -> tuple[Latency, list[str]]:
     """Return the latency, and the quantiles that fall among the requests without an answer."""
-    waits = np.append(seconds, np.full(n_failed, np.inf))
-    with np.errstate(invalid="ignore"):  # between two that never came there is no number
-        found = {name: quantile(waits, q) for name, q in QUANTILES.items()}
+    # Longer than any: a quantile between an answer and none is longer than the last answer, too. (Infinity would give no
+    # number where a quantile is the last answer itself.)
+    found = {
+        name: quantile(np.append(seconds, np.full(n_failed, _NEVER)), q) for name, q in QUANTILES.items()
+    }
+    last = seconds.max(initial=0.0)
+    lost = [name for name, value in found.items() if value is not None and value > last]
     latency = Latency(
         n=len(seconds),
         mean=float(seconds.mean()) if seconds.size else None,
         max=float(seconds.max()) if seconds.size else None,
-        **{
-            name: value if value is not None and np.isfinite(value) else None for name, value in found.items()
-        },
+        **{name: None if name in lost else value for name, value in found.items()},
     )
-    return latency, [name for name, value in found.items() if value is not None and not np.isfinite(value)]
+    return latency, lost
 
 
 def _errors(failures: Sequence[Failure]) -> Errors:

@@ -126,7 +126,8 @@ class Watch:
             self._thread.join()
             self._look()
         if self._gpus is not None:
-            self._gpus.close()
+            with suppress(Exception):
+                self._gpus.close()
 
     def _run(self) -> None:
         wait = PERIOD
@@ -149,7 +150,8 @@ class Watch:
             except Exception as error:  # noqa: BLE001 (NVML tells no utilisation of a GPU in parts, MIG)
                 self._gpus = None
                 self._absent.append(f"GPUs: {type(error).__name__}: {error}")
-                gpus.close()
+                with suppress(Exception):
+                    gpus.close()
 
 
 class _Processes:

@@ -30,7 +30,8 @@ _ABOUT_SERVICE = (
 _ABOUT_TAILS = (
     "<p class='note'>Latency counts from when an event was due. Queue: the mean wait for all of the server's models. The "
     "generator may have set the pace where it took more than 0.7 of a core or sent more than 1 % of the events over 10 ms "
-    "late. A quantile q stands where there are 10 / (1 - q) answers or more. Times as of this machine.</p>"
+    "late. A quantile q stands where there are 10 / (1 - q) requests or more, and it is none of those without an answer, "
+    "which wait longest. Times as of this machine.</p>"
 )
 _QUANTILES = {"p50": "p50", "p95": "p95", "p99": "p99", "p999": "p99.9"}
 """Fields of `tritrack.bench.load_generator.figures.Latency`, and what they are called on the page."""

@@ -97,6 +97,7 @@ def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
     environment = other.environment(tmp_path)
     assert environment.pop("ORT_DISABLE_TELEMETRY") == "1"
     assert environment.pop("GLIBC_TUNABLES") == installation.MALLOC
+    assert environment.pop("OMP_WAIT_POLICY") == "PASSIVE"
     assert environment.items() <= os.environ.items()
 
 

@@ -313,6 +313,7 @@ def test_what_a_hit_measures_besides_its_place_makes_no_other_track(event, seed)
     more = np.random.default_rng(seed).uniform(0.0, 1e4, (len(hits), 1)).astype(np.float32)
     wider = np.hstack([hits, more])
     assert np.array_equal(orient_pairs(wider, edges), orient_pairs(hits, edges))
+    assert np.array_equal(helix_labels(wider, edges, score, cut=0.3), helix(hits, edges, score, cut=0.3))
     for name, labelling in LABELLINGS.items():
         labels = labelling(hits, edges, score, cut=0.3)
         assert np.array_equal(labelling(wider, edges, score, cut=0.3), labels)

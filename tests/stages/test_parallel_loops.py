@@ -254,3 +254,13 @@ def test_an_engine_gives_the_same_answer_by_parts(
     one, two = (load_engine(GNN_STAGE, small_engines, threads=threads) for threads in (1, 2))
     np.testing.assert_array_equal(one(hits, ends), two(hits, ends))
     assert len(runs) == (n_edges >= PARALLEL_ROWS)
+
+
+def test_few_rows_are_computed_in_one_thread_where_many_are_in_more(
+    small_engines: Path, scattered_engines: Path
+) -> None:
+    sessions = [
+        load_engine(GNN_STAGE, folder, threads=2)._whole  # type: ignore[attr-defined]
+        for folder in (small_engines, scattered_engines)
+    ]
+    assert [each.get_session_options().intra_op_num_threads for each in sessions] == [1, 2]

@@ -17,6 +17,7 @@ LATE = Failure(kind="timeout", message="late")
         (200, 0, 0.1005, 0.19005, ""),
         (192, 8, 0.1005, 0.19005, ""),  # as if the slowest had been waited for
         (188, 12, 0.1005, None, "p95"),
+        (191, 10, 0.101, 0.191, ""),  # the last answer itself
         (94, 6, 0.0505, None, ""),  # too few for a p95 anyway
         (80, 120, None, None, "p50, p95"),
         (0, 20, None, None, "p50"),
