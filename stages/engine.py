@@ -62,14 +62,17 @@ class OnnxEngine:
 
     def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
+        self._whole = open_session(path, threads=1, provider=CPU)
         self._parts: ParallelModel | None = None
-        # One thread gains nothing by parts (docs/engines.md).
-        if threads > 1 and has_parallel_loops(model := onnx.load_model(path)):
+        if threads == 1:  # gains nothing by parts (docs/engines.md)
+            return
+        if has_parallel_loops(model := onnx.load_model(path)):
             open_part = partial(open_session, path, threads=1, provider=CPU)
             self._parts = ParallelModel(
                 model, open_session=lambda part: open_part(part=part), threads=threads
             )
-        self._whole = open_session(path, threads=1 if self._parts else threads, provider=CPU)
+        else:
+            self._whole = open_session(path, threads=threads, provider=CPU)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""
