@@ -189,10 +189,9 @@ def take_turn_on_a_server(
         Server(repository, models=[model], start_timeout=TIMEOUT) as server,
         TrackFinder(server.url, model=model, timeout=TIMEOUT) as client,
     ):
+        # What is set up on first use, and the memory that an event needs, is in no time.
         with suppress(EventRefusedError):
-            client.find(
-                events[0]
-            )  # what is set up on first use, and the memory that an event needs, is in no time
+            client.find(events[0])
         with Watch(server.pid) as watch:
             for event in events:
                 start = time.perf_counter()
