@@ -35,8 +35,8 @@ demo: $(VENV)/demo  ## Find the tracks of the sample events with a real Triton s
 	$(BIN)/python -m tritrack.demo
 
 .PHONY: test
-test: $(VENV)/dev  ## Run every test
-	$(BIN)/python -m pytest
+test: $(VENV)/dev  ## Run every test, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/dev  ## Run the tests that need a GPU, and TensorRT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from tritrack.events.layers import Layers
     from tritrack.rules.windows import Rules
+
+# Rich reads it when a console is made, which is when a module of commands is imported.
+os.environ["COLUMNS"] = "200"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

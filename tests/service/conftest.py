@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tritrack.service.client import TrackFinder
+    from tritrack.service.protocol import StepStatistics
     from tritrack.service.server import Server
     from tritrack.stages.pipeline import Pipeline
 
@@ -34,6 +37,21 @@ def host_bytes() -> Callable[[Server], dict[str, int]]:
     def read(server: Server) -> dict[str, int]:
         with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
             return {step: int(count) for step, count in COUNTED.findall(answer.read().decode())}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def account_of() -> Callable[[TrackFinder], tuple[StepStatistics, ...]]:
+    """Give the server's account of a finder's steps, once it stands still: a step reports only after it has answered."""
+
+    def read(finder: TrackFinder) -> tuple[StepStatistics, ...]:
+        account = finder.statistics()
+        while True:
+            time.sleep(0.1)
+            earlier, account = account, finder.statistics()
+            if account == earlier:
+                return account
 
     return read
 

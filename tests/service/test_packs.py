@@ -42,9 +42,10 @@ def events(hits_of: HitsOf) -> list[np.ndarray]:
     return [hits_of(n_hits, seed=i) for i, n_hits in enumerate(SIZES)]
 
 
-def asked(finder: TrackFinder) -> int:
-    """Return how many requests the ensemble's first step has taken."""
-    return finder.statistics()[0].count
+@pytest.fixture
+def asked(finder: TrackFinder, account_of: Callable[..., Any]) -> Callable[[], int]:
+    """How many requests the ensemble's first step has taken."""
+    return lambda: account_of(finder)[0].count
 
 
 @pytest.mark.parametrize(
@@ -74,12 +75,17 @@ def test_packs_are_made_as_events_come() -> None:
 
 @pytest.mark.parametrize("pack_hits", [None, 1, 1000, 100_000])
 def test_packed_events_have_the_labels_that_they_have_alone(
-    server: Server, finder: TrackFinder, chain: Pipeline, events: list[np.ndarray], pack_hits: int | None
+    server: Server,
+    finder: TrackFinder,
+    chain: Pipeline,
+    events: list[np.ndarray],
+    asked: Callable[[], int],
+    pack_hits: int | None,
 ) -> None:
     expected = [chain.find(hits) for hits in events]
-    before = asked(finder)
+    before = asked()
     found = list(finder.find_many(events, pack_hits=pack_hits))
-    assert asked(finder) - before == len(list(make_packs(events, pack_hits=pack_hits)))
+    assert asked() - before == len(list(make_packs(events, pack_hits=pack_hits)))
 
     async def twin() -> list[np.ndarray]:
         async with AsyncTrackFinder(server.url) as client:
@@ -124,15 +130,15 @@ def test_an_event_at_fault_costs_the_others_nothing(
 
 
 def test_events_that_are_too_much_together_are_sent_apart(
-    finder: TrackFinder, chain: Pipeline, hits_of: HitsOf
+    finder: TrackFinder, chain: Pipeline, hits_of: HitsOf, asked: Callable[[], int]
 ) -> None:
     """By the limit of hits, which the client knows; by that of pairs, which shows in the server."""
     many, dense = hits_of(3000, seed=1), np.ones((150, 3), dtype=np.float32)
     for events in ([many, many], [dense, dense]):
-        before = asked(finder)
+        before = asked()
         for labels, hits in zip(finder.find_many(events, pack_hits=100_000), events, strict=True):
             np.testing.assert_array_equal(labels, chain.find(hits))
-        assert asked(finder) - before == (2 if events[0] is many else 3)
+        assert asked() - before == (2 if events[0] is many else 3)
 
 
 def test_pack_hits_is_at_least_one(finder: TrackFinder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -72,12 +72,14 @@ def test_the_server_finds_what_the_process_finds(
             assert len(hits) < 100 or expected.max() > 30  # the comparison means something
 
 
-def test_a_pack_is_found_event_by_event(url: str, barrel_rules: Rules, events: list[np.ndarray]) -> None:
+def test_a_pack_is_found_event_by_event(
+    url: str, barrel_rules: Rules, events: list[np.ndarray], account_of: Callable[..., Any]
+) -> None:
     finder = RuleFinder(barrel_rules)
     with TrackFinder(url, model=MODEL) as remote:
-        before = remote.statistics()[0].count
+        before = account_of(remote)[0].count
         found = list(remote.find_many(events, pack_hits=4500))
-        assert remote.statistics()[0].count - before == 1
+        assert account_of(remote)[0].count - before == 1
     for labels, hits in zip(found, events, strict=True):
         np.testing.assert_array_equal(labels, finder.find(hits))
 
