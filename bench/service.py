@@ -44,7 +44,7 @@ from tritrack.failures import one_sentence
 from tritrack.service.client import TrackFinder
 from tritrack.service.server import Server
 from tritrack.stages.card import ENSEMBLE, FUSED, WorkingPointName, ensemble_name, read_card
-from tritrack.stages.contract import CUT_STEP, TRACK_LABEL
+from tritrack.stages.contract import TRACK_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -234,7 +234,7 @@ def costs_of(
     measured: SetSamples,
     routes: Sequence[Route],
     missing: Mapping[tuple[str, str], str],
-    stages: Mapping[str, str | None],
+    stages: Mapping[str, str],
 ) -> list[Cost]:
     """Return a row for each way to each model, in the order of the models; those that are missing last."""
     n_hits = sum(event.n_hits for event in events)
@@ -260,12 +260,9 @@ def costs_of(
     ]
 
 
-def stages_of_steps(card: ModelCard, point: WorkingPointName | None) -> dict[str, str | None]:
-    """Return, by step of the ensemble, the stage that does the same in process; the filter's is done with its cut."""
-    return {
-        step.name: None if step.computes == CUT_STEP.name else step.computes
-        for step in plan_chain(card, "embedded", point or card.default)
-    }
+def stages_of_steps(card: ModelCard, point: WorkingPointName | None) -> dict[str, str]:
+    """Return, by step of the ensemble, the stage that does the same in process."""
+    return {step.name: step.computes for step in plan_chain(card, "embedded", point or card.default)}
 
 
 def measure_throughput(
@@ -327,7 +324,7 @@ def measure(
     server: Server,
     models: Sequence[str],
     alone: InProcess,
-    stages: Mapping[str, str | None],
+    stages: Mapping[str, str],
     labels_may_differ: bool,
     in_flight: Sequence[int],
     rounds: Sequence[int],

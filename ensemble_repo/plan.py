@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from tritrack.rules.windows import RULES_FILE
 from tritrack.stages.card import CARD_FILE, FUSED, engine_file, ensemble_name
 from tritrack.stages.contract import (
+    CUT_STEP,
     EVENT_OFFSETS,
+    FILTER_STAGE,
     FIT_STEP,
+    GRAPH_STAGE,
     HITS,
-    SERVED_STEPS,
+    LABELLING_STAGE,
+    NATIVE_STEPS,
     STAGES,
     TRACK_LABEL,
     StageSpec,
@@ -54,16 +58,17 @@ CHAIN = StageSpec(name="chain", inputs=(HITS,), outputs=(TRACK_LABEL,))
 RULE_FINDER = StageSpec(name="rule_finder", inputs=(HITS,), outputs=(TRACK_LABEL,))
 """The rule-based finder."""
 
-COMPUTED = tuple(spec.name for spec in (ENTRY_STEP, *SERVED_STEPS, CHAIN, RULE_FINDER, FIT_STEP))
+COMPUTED = tuple(spec.name for spec in (ENTRY_STEP, *NATIVE_STEPS, CHAIN, RULE_FINDER, FIT_STEP))
 """What a step can compute."""
 
 PYTHON_FILES = (CARD_FILE, RULES_FILE)
 """The version folder of every model that runs in Python holds one of these."""
 
 CUTS_OF_STEP = {
-    "graph": ("graph", "radius", "windows", "k"),
-    "cut": ("filter_cut",),
-    "labelling": ("gnn_cut", "labelling"),
+    GRAPH_STAGE: ("graph", "radius", "windows", "k"),
+    FILTER_STAGE: ("filter_cut",),
+    CUT_STEP: ("filter_cut",),
+    LABELLING_STAGE: ("gnn_cut", "labelling"),
 }
 """The fields of ``Cuts`` that each step takes; a step that is not here is the same at every working point."""
 
@@ -142,7 +147,7 @@ class Step:
     name
         Name of the model: what it computes, and the working point where that matters.
     computes
-        ``entry``, one of the contract's served steps, ``chain``, ``rule_finder``, or ``track_fit``.
+        ``entry``, one of the contract's stages, ``cut``, ``chain``, ``rule_finder``, or ``track_fit``.
     working_point
         Whose cuts it takes; None for a step without.
     backend
@@ -167,12 +172,12 @@ def plan_chain(
 ) -> tuple[Step, ...]:
     """Return the steps of one working point's ensemble, in order.
 
-    An embedded server runs each of them in Python. A container runs the networks natively, and ``entry``
-    checks HITS before anything else sees them. Working points with the same cuts of a step share the step,
-    named by the first of them; the networks all of them share.
+    An embedded server runs the stages, each of them in Python. A container runs the networks natively: ``entry``
+    checks HITS before anything else sees them, and the filter's cut is a step of its own. Working points with the
+    same cuts of a step share the step, named by the first of them; what takes no cuts all of them share.
     """
     native = server == "container"
-    specs = (ENTRY_STEP, *SERVED_STEPS) if native else SERVED_STEPS
+    specs = (ENTRY_STEP, *NATIVE_STEPS) if native else STAGES
     return tuple(_step(spec, card, working_point, native=native, engine=engine) for spec in specs)
 
 
@@ -226,7 +231,7 @@ def plan_rules() -> tuple[Step, ...]:
 def _step(
     spec: StageSpec, card: ModelCard, working_point: WorkingPointName, *, native: bool, engine: EngineKind
 ) -> Step:
-    owner = _owner(spec.name, card, working_point)
+    owner = _owner(spec, card, working_point)
     files = _engine_files(spec.name, engine) if spec.engine else ()
     in_python = not (native and files)
     return Step(
@@ -248,9 +253,9 @@ def _engine_files(stage: str, engine: EngineKind) -> tuple[str, ...]:
     return (plan_file(stage), facts_file(plan_file(stage)))
 
 
-def _owner(computes: str, card: ModelCard, working_point: WorkingPointName) -> WorkingPointName | None:
+def _owner(spec: StageSpec, card: ModelCard, working_point: WorkingPointName) -> WorkingPointName | None:
     """Return the first working point that has this one's cuts of a step."""
-    fields = CUTS_OF_STEP.get(computes)
+    fields = CUTS_OF_STEP.get(spec)
     if fields is None:
         return None
 

@@ -9,11 +9,12 @@ from tritrack.ensemble_repo.plan import CHAIN, ENTRY_STEP, RULE_FINDER
 from tritrack.rules.windows import N_COLUMNS, read_rules
 from tritrack.stages.card import read_card
 from tritrack.stages.contract import (
+    CUT_STEP,
     EVENT_OFFSETS,
     FIT_STEP,
     FITTED,
     HITS,
-    SERVED_STEPS,
+    STAGES,
     TRACK_LABEL,
     check_hits,
     check_labels,
@@ -53,7 +54,7 @@ def load_step(
     Parameters
     ----------
     computes
-        One of the contract's served steps, ``entry``, ``chain``, ``rule_finder``, or ``track_fit``.
+        One of the contract's stages, ``cut``, ``entry``, ``chain``, ``rule_finder``, or ``track_fit``.
     folder
         Holds the model card and the engine of each network in it; of the last two the rules.
     threads
@@ -89,7 +90,7 @@ def load_step(
         return partial(_find_by_rules, RuleFinder.load(folder))
     if computes == FIT_STEP.name:
         return partial(_fit, read_rules(folder))
-    spec = next(spec for spec in SERVED_STEPS if spec.name == computes)
+    spec = next(spec for spec in (*STAGES, CUT_STEP) if spec.name == computes)
     return load_stage(spec, folder, threads=threads, working_point=working_point, device=device)
 
 

@@ -14,7 +14,7 @@ from tritrack.ensemble_repo.plan import CONFIG_FILE, GPU, PYTHON_FILES
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
-from tritrack.stages.contract import CUT_STEP, GNN_STAGE, HITS, SERVED_STEPS
+from tritrack.stages.contract import CUT_STEP, GNN_STAGE, HITS, NATIVE_STEPS
 from tritrack.stages.plan_file import check_plan, find_gpu, plan_file
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ ENLARGE = "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /de
 def shared_memory_at_limits(card: ModelCard) -> int:
     """Return the bytes of shared memory that one event at the card's limits takes on its way."""
     return sum(
-        _bytes_at_limits(spec, card) for step in SERVED_STEPS for spec in (*step.inputs, *step.outputs)
+        _bytes_at_limits(spec, card) for step in NATIVE_STEPS for spec in (*step.inputs, *step.outputs)
     )
 
 
@@ -47,7 +47,7 @@ def gpu_memory_at_limits(card: ModelCard) -> int:
     kept = (CUT_STEP, GNN_STAGE)
     return _bytes_at_limits(HITS, card) + sum(
         _bytes_at_limits(spec, card, n_edges=card.limits.max_edges if step in kept else None)
-        for step in SERVED_STEPS
+        for step in NATIVE_STEPS
         for spec in step.outputs
     )
 

@@ -168,8 +168,8 @@ SCORE_STEP = StageSpec(
 )
 CUT_STEP = StageSpec(name="cut", inputs=(EDGE_INDEX, PAIR_SCORE), outputs=(EDGE_INDEX,))
 
-SERVED_STEPS = (EMBEDDING_STAGE, GRAPH_STAGE, SCORE_STEP, CUT_STEP, GNN_STAGE, LABELLING_STAGE)
-"""The chain as a server runs it: the filter's network apart from its cut, so that several cuts share it."""
+NATIVE_STEPS = (EMBEDDING_STAGE, GRAPH_STAGE, SCORE_STEP, CUT_STEP, GNN_STAGE, LABELLING_STAGE)
+"""The chain where a server runs the networks itself: the filter's cut, which no engine makes, is a step of its own."""
 
 
 def check_tensor(array: NDArray[Any] | Tensor, spec: TensorSpec, sizes: Mapping[str, int]) -> dict[str, int]:

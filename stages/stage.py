@@ -169,8 +169,13 @@ def has_device_form(spec: StageSpec, *, cuts: Cuts, engine: Engine | None) -> bo
         from tritrack.stages.labelling_gpu import LABELLINGS
 
         return cuts.labelling in LABELLINGS
-    # Any function stands for an engine; what takes tensors of a device says so.
-    return spec in (GRAPH_STAGE, CUT_STEP) or getattr(engine, "on_device", False)
+    # The filter keeps its edges on the device, wherever its network runs.
+    return spec in (GRAPH_STAGE, FILTER_STAGE, CUT_STEP) or _runs_on_device(engine)
+
+
+def _runs_on_device(engine: Engine | None) -> bool:
+    """Tell whether a network takes tensors of a device; any function stands for an engine, and one that does says so."""
+    return getattr(engine, "on_device", False)
 
 
 def stage_function(
@@ -209,6 +214,8 @@ def stage_function(
     if PAIR_SCORE not in spec.engine:
         return network
     score = partial(score_pairs, network)
+    if on_device and not _runs_on_device(engine):
+        score = partial(_by_the_host, score)
     if spec is not FILTER_STAGE:
         return score
     return lambda hits, edge_index: select(edge_index, score(hits, edge_index))
@@ -245,6 +252,11 @@ def _on_linked_hits(network: Callable[[Array, Array], Array], hits: Array, edge_
     linked[edge_index] = True
     number = library.cumsum(linked, 0, dtype=library.int32) - 1
     return network(hits[linked], number[edge_index])
+
+
+def _by_the_host(score: Callable[..., Any], hits: Tensor, edge_index: Tensor) -> Tensor:
+    """Score pairs that lie on a device with a network of the host's."""
+    return to_device(score(to_host(hits), to_host(edge_index)), str(hits.device))
 
 
 def run_engine(engine: Engine, spec: StageSpec, card: ModelCard, *inputs: Any) -> Any:

@@ -82,14 +82,14 @@ class StepCost:
     queue_ms, moved_ms, compute_ms
         The request waited; its tensors moved in and out; the step's process had it.
     in_process_ms
-        The same stage in process: of the filter with the cut, of the fused model the chain. None for the cut.
+        The same stage in process; of the fused model the chain.
     """
 
     step: str
     queue_ms: float
     moved_ms: float
     compute_ms: float
-    in_process_ms: float | None
+    in_process_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +305,7 @@ def _added_on_gpu(costs: Sequence[Cost]) -> list[Goal]:
 
 
 def steps_of(
-    samples: Sequence[Sample], answers: Sequence[Answer], *, stages: Mapping[str, str | None]
+    samples: Sequence[Sample], answers: Sequence[Answer], *, stages: Mapping[str, str]
 ) -> tuple[StepCost, ...]:
     """Return the means of each step.
 
@@ -314,21 +314,20 @@ def steps_of(
     samples, answers
         Through the server and in process, sample by sample.
     stages
-        By step, the stage in process that does the same; None where none does. A step that is not there is the
-        whole chain.
+        By step, the stage in process that does the same. A step that is not there is the whole chain.
     """
     rows = []
     for steps in zip(*(sample.steps for sample in samples), strict=True):
         name = steps[0].name
-        stage = stages.get(name, name)
-        seconds = [answer.stages.get(stage, answer.seconds) for answer in answers] if stage else []
+        stage = stages.get(name)
+        seconds = [answer.seconds if stage is None else answer.stages[stage] for answer in answers]
         rows.append(
             StepCost(
                 step=name,
                 queue_ms=float(np.mean([step.queue_ns for step in steps])) / 1e6,
                 moved_ms=float(np.mean([step.moved_ns for step in steps])) / 1e6,
                 compute_ms=float(np.mean([step.compute_ns - step.moved_ns for step in steps])) / 1e6,
-                in_process_ms=1e3 * float(np.mean(seconds)) if seconds else None,
+                in_process_ms=1e3 * float(np.mean(seconds)),
             )
         )
     return tuple(rows)
@@ -344,7 +343,7 @@ def cost_of(
     model: str,
     way: str,
     megabytes: float,
-    stages: Mapping[str, str | None],
+    stages: Mapping[str, str],
     n_other_labels: int,
 ) -> Cost:
     """Set samples beside the answers of the chain in process to the same events in the same rounds.

@@ -105,7 +105,7 @@ def test_the_heaviest_step_takes_most_of_the_time(small_engines):
     steps = (
         StepTime(name="graph_fast", count=10, queue=9.0, compute=0.3),
         StepTime(name="gnn", count=10, queue=0.0, compute=0.2),
-        StepTime(name="cut_balanced", count=0, queue=None, compute=None),
+        StepTime(name="filter_balanced", count=0, queue=None, compute=None),
     )
     card = read_card(small_engines)
     heaviest, share = heaviest_step(load_of(1.0, steps=steps), card=card, point="balanced")
@@ -143,7 +143,7 @@ def test_settings_take_turns(small_engines, tmp_path):
     )
     result = read_result(out, Result)
     heaviest = result.heaviest
-    assert 1 / 6 <= result.heaviest_share < 1
+    assert 1 / 5 <= result.heaviest_share < 1
     assert [(row.setting, row.n_clients) for row in result.rows] == [
         (setting, n_clients) for setting in ("1", "2", f"{heaviest}=2") for n_clients in (1, 3)
     ]
@@ -154,8 +154,8 @@ def test_settings_take_turns(small_engines, tmp_path):
         np.testing.assert_allclose(row.ratio, np.array(rates) / [load.events_per_s for load in one.loads])
     assert result.n_hits == (200, 300)
     assert (result.header.threads, result.header.working_point) == (1, "fast")
-    # A process for each instance of each of the six steps, and the server.
+    # A process for each instance of each of the five steps, and the server.
     processes = {row.setting: row.loads[0].process.n_processes for row in result.rows}
-    assert processes["2"] == processes["1"] + 6
+    assert processes["2"] == processes["1"] + 5
     assert processes[f"{heaviest}=2"] == processes["1"] + 1
     assert result.best in processes

@@ -50,9 +50,10 @@ from tritrack.stages.contract import (
     FIT_STEP,
     FITTED,
     HITS,
-    SERVED_STEPS,
+    NATIVE_STEPS,
     STAGES,
     TRACK_LABEL,
+    StageSpec,
 )
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -170,8 +171,8 @@ def test_the_ensemble_is_wired(server: Any, device: Any, name: str) -> None:
     assert TRACK_LABEL.name in known
     # What sees HITS first checks them, and what follows the filter sees the surviving pairs.
     by_name = {step.model_name.split("_")[0]: step for step in ensemble.ensemble_scheduling.step}
-    assert by_name["gnn"].input_map["EDGE_INDEX"] == "cut_EDGE_INDEX"
-    assert by_name["labelling"].input_map["EDGE_INDEX"] == "cut_EDGE_INDEX"
+    kept = {"embedded": "filter_EDGE_INDEX", "container": "cut_EDGE_INDEX"}[server]
+    assert by_name["gnn"].input_map["EDGE_INDEX"] == by_name["labelling"].input_map["EDGE_INDEX"] == kept
     assert by_name["filter"].input_map["EDGE_INDEX"] == "EDGE_INDEX"
     checked = {"embedded": "HITS", "container": "entry_HITS"}[server]
     assert {by_name[stage.name].input_map["HITS"] for stage in STAGES} == {checked}
@@ -226,14 +227,14 @@ def test_parameters_say_what_is_served(server: Any, device: Any) -> None:
         (
             "embedded",
             "onnx",
-            {"filter": "EDGE_INDEX", "cut_fast": "EDGE_INDEX", "labelling_fast": "EDGE_INDEX"},
+            {"filter_fast": "EDGE_INDEX", "gnn": "EDGE_INDEX", "labelling_fast": "EDGE_INDEX"},
         ),
         (
             "embedded",
             "tensorrt",
             {
                 "graph_fast": "EMBEDDING",
-                "cut_fast": "EDGE_INDEX PAIR_SCORE",
+                "filter_fast": "EDGE_INDEX",
                 "gnn": "EDGE_INDEX",
                 "labelling_fast": "EDGE_INDEX EDGE_SCORE",
             },
@@ -286,27 +287,35 @@ def test_the_rules_run_on_the_cpu(device: Any, step: Step) -> None:
     }
 
 
-@pytest.mark.parametrize(("server", "first"), [("embedded", []), ("container", ["entry"])])
-def test_points_share_the_networks_and_equal_steps(server: Any, first: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("server", "first", "filters"),
+    [
+        ("embedded", ["embedding"], {"fast": ["filter_fast"], "best": ["filter_best"]}),
+        (
+            "container",
+            ["entry", "embedding"],
+            {"fast": ["filter", "cut_fast"], "best": ["filter", "cut_best"]},
+        ),
+    ],
+)
+def test_points_share_equal_steps(server: Any, first: list[str], filters: dict[str, list[str]]) -> None:
+    """Of the card's points, balanced filters as fast does, and has the graph of best."""
     chains = {point: [step.name for step in plan_chain(CARD, server, point)] for point in CARD.points}
     assert chains == {
-        "fast": [*first, "embedding", "graph_fast", "filter", "cut_fast", "gnn", "labelling_fast"],
-        "balanced": [
-            *(*first, "embedding", "graph_balanced", "filter"),
-            *("cut_fast", "gnn", "labelling_balanced"),
-        ],
-        "best": [*first, "embedding", "graph_balanced", "filter", "cut_best", "gnn", "labelling_best"],
+        "fast": [*first, "graph_fast", *filters["fast"], "gnn", "labelling_fast"],
+        "balanced": [*first, "graph_balanced", *filters["fast"], "gnn", "labelling_balanced"],
+        "best": [*first, "graph_balanced", *filters["best"], "gnn", "labelling_best"],
     }
-    steps = plan_steps(CARD, server)
-    assert [step.name for step in steps] == [
-        *(*first, "embedding", "graph_fast", "graph_balanced", "filter", "cut_fast", "cut_best", "gnn"),
-        *("labelling_fast", "labelling_balanced", "labelling_best"),
-    ]
+    steps = [step.name for step in plan_steps(CARD, server)]
+    assert len(steps) == len(set(steps))
+    assert set(steps) == set(itertools.chain.from_iterable(chains.values()))
+    assert steps[: len(first) + 2] == [*first, "graph_fast", "graph_balanced"]
 
 
-def test_every_cut_belongs_to_one_step() -> None:
-    assert sorted(sum(CUTS_OF_STEP.values(), ())) == sorted(field.name for field in fields(Cuts))
-    assert set(CUTS_OF_STEP) <= {spec.name for spec in SERVED_STEPS}
+@pytest.mark.parametrize("chain", [STAGES, NATIVE_STEPS])
+def test_every_cut_belongs_to_one_step(chain: tuple[StageSpec, ...]) -> None:
+    taken = [cut for spec in chain for cut in CUTS_OF_STEP.get(spec, ())]
+    assert sorted(taken) == sorted(field.name for field in fields(Cuts))
 
 
 def test_a_batch_size_is_refused() -> None:

@@ -18,7 +18,7 @@ from tritrack.ensemble_repo.steps import load_step
 from tritrack.rules.finder import RuleFinder
 from tritrack.rules.windows import RulesError
 from tritrack.stages.card import ENSEMBLE, CardError, ensemble_name, read_card
-from tritrack.stages.contract import EVENT_OFFSETS, HITS, SERVED_STEPS, TRACK_LABEL, ContractError
+from tritrack.stages.contract import EVENT_OFFSETS, HITS, NATIVE_STEPS, TRACK_LABEL, ContractError
 from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.plan_file import Gpu, PlanFacts
@@ -192,7 +192,7 @@ def walk(repository: Path, tensors: dict[str, np.ndarray], *, server: Any, worki
     """Follow the ensemble's maps in process: the steps' functions, and the engines as a native backend runs them."""
     tensors = dict(tensors)
     card = read_card(repository / "graph_fast" / "1")
-    specs = {spec.name: spec for spec in SERVED_STEPS}
+    specs = {spec.name: spec for spec in NATIVE_STEPS if spec.engine}
     native = {step.name for step in plan_steps(card, server) if step.backend != "python"}
     configs = model_configs(card=card, server=server, device="cpu", threads=2)
     ensemble = configs[ensemble_name(working_point)]
@@ -248,7 +248,7 @@ def test_a_failure_keeps_the_earlier_repository(small_engines: Path, tmp_path: P
     engines.mkdir()
     for name in ("card.json", "embedding.onnx"):
         (engines / name).write_bytes((small_engines / name).read_bytes())
-    with pytest.raises(RepositoryError, match=r"filter\.onnx: missing, the step filter needs it"):
+    with pytest.raises(RepositoryError, match=r"filter\.onnx: missing, the step filter_fast needs it"):
         render(engines, out)
     assert (out / "gnn" / "1" / "gnn.onnx").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "engines"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def refusal(url: str, model: str, hits: np.ndarray) -> tuple[str, str]:
 
 def test_what_is_asked_for_is_loaded(both: Server) -> None:
     stubs = psutil.Process(both.pid).children(recursive=True)
-    assert len(stubs) == 6 + 2 + 1  # the ensemble's steps, two instances, and one
+    assert len(stubs) == 5 + 2 + 1  # the ensemble's steps, two instances, and one
     with (
         TrackFinder(both.url, model=FUSED, working_point="best", retries=0) as finder,
         pytest.raises(UnavailableError, match=f"{FUSED}_best"),
@@ -103,12 +103,14 @@ def test_info_says_which_points_are_loaded(both: Server) -> None:
     }
 
 
-def test_the_fused_model_takes_packs(both: Server, chain: Pipeline, hits_of: HitsOf) -> None:
+def test_the_fused_model_takes_packs(
+    both: Server, chain: Pipeline, hits_of: HitsOf, account_of: Callable[..., Any]
+) -> None:
     events = [hits_of(n_hits, seed=i) for i, n_hits in enumerate([900, 0, 400, 1, 700, 3])]
     with TrackFinder(both.url, model=FUSED) as finder:
-        before = finder.statistics()[0].count
+        before = account_of(finder)[0].count
         found = list(finder.find_many(events, pack_hits=1500))
-        assert finder.statistics()[0].count - before == 2
+        assert account_of(finder)[0].count - before == 2
     for labels, hits in zip(found, events, strict=True):
         np.testing.assert_array_equal(labels, chain.find(hits))
 
@@ -139,5 +141,5 @@ def test_refusals_are_the_ensembles(both: Server, hits: np.ndarray, sentence: st
 
 
 def test_a_model_that_is_not_there_is_named(fused_repository: Path) -> None:
-    with pytest.raises(ServerStartError, match=rf"has no model nosuch, it has cut_\w+, .*{FUSED}"):
+    with pytest.raises(ServerStartError, match=rf"has no model nosuch, it has embedding, .*{FUSED}"):
         Server(fused_repository, models=["nosuch"]).start()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     HitsOf = Callable[..., np.ndarray]
 
 # Of the small model.
-STEPS = ("embedding", "graph_fast", "filter", "cut_balanced", "gnn", "labelling_balanced")
+STEPS = ("embedding", "graph_fast", "filter_balanced", "gnn", "labelling_balanced")
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_header_is_what_the_server_tells(
     header = result.header
     assert (header.model, header.card_sha256) == (chain.card.name, chain.card.hash)
     assert (header.working_point, header.threads) == ("fast", 2)
-    assert [(step.instances, step.threads) for step in result.served.steps] == [(1, 2)] * 6
+    assert [(step.instances, step.threads) for step in result.served.steps] == [(1, 2)] * 5
     assert (result.n_events, result.n_hits) == (3, 800)
 
 

@@ -76,18 +76,23 @@ def served(
 @pytest.mark.parametrize("point", [None, "fast"])
 @pytest.mark.parametrize("model", [ENSEMBLE, FUSED])
 def test_packed_events_have_the_labels_that_they_have_alone(
-    served: tuple[Server, str | None], roomy_engines: Path, hits_of: HitsOf, model: str, point: Any
+    served: tuple[Server, str | None],
+    roomy_engines: Path,
+    hits_of: HitsOf,
+    account_of: Callable[..., Any],
+    model: str,
+    point: Any,
 ) -> None:
     events = [hits_of(n_hits, seed=i) for i, n_hits in enumerate(SIZES)]
     server, where = served
     chain = Pipeline.load(roomy_engines, threads=1, working_point=point, device=where)
     with TrackFinder(server.url, model=model, working_point=point, timeout=120.0) as finder:
         alone = [finder.find(hits) for hits in events]
-        before = finder.statistics()[0].count
+        before = account_of(finder)[0].count
         packed = list(finder.find_many(events, pack_hits=5000))
-        assert finder.statistics()[0].count - before == 3
+        assert account_of(finder)[0].count - before == 3
         together = list(finder.find_many(events, pack_hits=20_000))
-        assert finder.statistics()[0].count - before == 4
+        assert account_of(finder)[0].count - before == 4
     for hits, *found in zip(events, alone, packed, together, strict=True):
         for labels in found:
             np.testing.assert_array_equal(labels, chain.find(hits))
@@ -122,8 +127,9 @@ def test_the_adapter_hands_on_torchs_tensors(
                     np.testing.assert_array_equal(finder.find(hits), labels)
             assert max(labels.max(initial=0) for labels in packed) > 10
         log = running.log()
-        assert set(host_bytes(running).values()) == {0}
-    for step in ("graph_fast", "cut_fast", "labelling_fast"):
+        # The filter's network is one of the host's.
+        assert {step for step, count in host_bytes(running).items() if count} == {"filter_fast", "filter_balanced"}
+    for step in ("graph_fast", "filter_fast", "labelling_fast"):
         assert re.search(rf"{step}: loaded from .*, 1 threads, device cpu", log)
 
 
@@ -133,8 +139,8 @@ def test_a_tensor_that_had_no_room_on_the_gpu_is_refused(
     """Torch's tensors on the CPU come to the next step as the host's, like those that overflow from a GPU."""
     pytest.importorskip("torch")
     repository = render(roomy_engines, tmp_path / "repository", "cpu")
-    (repository / "cut_fast" / "1" / "model.py").write_text(STAND_IN)
-    config = repository / "cut_fast" / "config.pbtxt"
+    (repository / "filter_fast" / "1" / "model.py").write_text(STAND_IN)
+    config = repository / "filter_fast" / "config.pbtxt"
     parameter = 'parameters { key: "on_gpu" value { string_value: "EDGE_INDEX" } }'
     config.write_text(f"{config.read_text()}\n{parameter}\n")
     with (
@@ -142,7 +148,7 @@ def test_a_tensor_that_had_no_room_on_the_gpu_is_refused(
         TrackFinder(running.url, working_point="fast", timeout=60.0, retries=0) as finder,
     ):
         assert finder.find(hits_of(1)).tolist() == [-1]  # no pairs: nothing that has no room
-        with pytest.raises(UnavailableError, match=r"cut_fast: EDGE_INDEX came by the host.* --in-flight"):
+        with pytest.raises(UnavailableError, match=r"filter_fast: EDGE_INDEX came by the host.* --in-flight"):
             finder.find(hits_of(1200))
 
 
@@ -164,14 +170,14 @@ def test_what_runs_on_the_gpu_takes_nothing_to_the_host(
                 hits, on_stage=lambda stage, out, _, p=point: sizes.update({f"{stage} {p}": sum_bytes(out)})
             )
         crossed = {step: count - before[step] for step, count in host_bytes(running).items()}
-    assert {step: crossed[step] for step in ("graph_fast", "cut_fast", "labelling_fast")} == {
+    assert {step: crossed[step] for step in ("graph_fast", "labelling_fast")} == {
         "graph_fast": 0,
-        "cut_fast": 0,
         "labelling_fast": 0,
     }
     # Where Triton puts what a client or a step of the host gives is not promised: on the GPU it would be copied, too.
     graphs = 0 if on_gpu else 2 * sizes["graph fast"]
-    assert graphs <= crossed["filter"] <= graphs + 2 * hits.nbytes
+    filters = sum(count for step, count in crossed.items() if step.startswith("filter"))
+    assert graphs <= filters <= graphs + 2 * hits.nbytes
     kept = 0 if on_gpu else sizes["filter None"] + sizes["filter fast"]
     assert kept <= crossed["gnn"] <= kept + 2 * hits.nbytes
 

@@ -69,7 +69,7 @@ def test_two_servers_at_once_and_a_clean_end(
             with TrackFinder(running.url) as finder:
                 np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
         processes, regions = family(second.pid), own_regions(second.pid)
-        assert len(processes) == 11  # the server and a stub for each step
+        assert len(processes) == 10  # the server and a stub for each step
         assert regions
         assert not regions & own_regions(server.pid)
     assert not any(process.is_running() for process in processes)

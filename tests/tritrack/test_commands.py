@@ -169,8 +169,7 @@ def test_repository(run, small_engines, tmp_path):
     for name in (
         "embedding",
         "graph_fast",
-        "filter",
-        "cut_fast",
+        "filter_fast",
         "gnn",
         "labelling_best",
         "track_finder_best",
