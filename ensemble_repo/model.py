@@ -17,7 +17,14 @@ import triton_python_backend_utils as pb_utils
 from tritrack.ensemble_repo.plan import ON_GPU
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.stages.contract import ContractError
-from tritrack.stages.placement import contiguous, copied_to_host, find_device, to_host
+from tritrack.stages.placement import (
+    contiguous,
+    copied_to_host,
+    find_device,
+    give_back_memory,
+    lacks_memory,
+    to_host,
+)
 
 HOST_BYTES = "tritrack_host_bytes_total"
 """The server's counter, one for each step."""
@@ -86,6 +93,13 @@ class TritonPythonModel:
             return _refusal(str(error), pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:  # noqa: BLE001 (a request that fails must not take the others along)
             pb_utils.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
+            if lacks_memory(error):
+                traceback.clear_frames(error.__traceback__)  # they hold the event's tensors
+                give_back_memory()
+                return _refusal(
+                    f"{self.name}: no memory is left for this event beside all else that is at work: {error}",
+                    pb_utils.TritonError.UNAVAILABLE,
+                )
             return _refusal(
                 f"{self.name} failed: {type(error).__name__}: {error}; the server's log has more",
                 pb_utils.TritonError.INTERNAL,

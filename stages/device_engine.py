@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tritrack.stages.contract import StageSpec
+
+
+logger = logging.getLogger(__name__)
 
 
 class DeviceEngine:
@@ -55,6 +59,12 @@ class DeviceEngine:
         self._session = open_session(
             path, threads=threads, provider=CUDA if on_gpu else CPU, device_id=self._number
         )
+        said = self._session.get_modelmeta().custom_metadata_map
+        if on_gpu and said.get("edge_sum") == "sorted":
+            logger.warning(
+                "%s: its loops are for a CPU's cache and slow on a GPU; export it with --edge-sum scatter",
+                path,
+            )
         self._run = onnxruntime.RunOptions()
         if on_gpu:
             # What an event took is given back: the next one's shapes are others, and would not fit into it.

@@ -6,6 +6,7 @@ functions from `namespace`. torch is imported only where there is a device.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
@@ -68,6 +69,23 @@ def to_host(array: NDArray[Any] | Tensor) -> NDArray[Any]:
 def copied_to_host() -> int:
     """Return the bytes that `to_host` has copied in this process so far."""
     return _copied
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Tell whether an error is that there was no memory left, on the host or on a device."""
+    # Torch's and CuPy's classes have one name and no common base; ONNX Runtime's says so in its message alone.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "Failed to allocate memory" in str(error)
+    )
+
+
+def give_back_memory() -> None:
+    """Give a device the memory back that torch keeps for what comes next: a step of a server is not alone on its GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def to_device(array: NDArray[Any] | Tensor, device: str) -> Tensor:

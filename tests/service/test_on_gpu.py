@@ -128,7 +128,10 @@ def test_the_adapter_hands_on_torchs_tensors(
             assert max(labels.max(initial=0) for labels in packed) > 10
         log = running.log()
         # The filter's network is one of the host's.
-        assert {step for step, count in host_bytes(running).items() if count} == {"filter_fast", "filter_balanced"}
+        assert {step for step, count in host_bytes(running).items() if count} == {
+            "filter_fast",
+            "filter_balanced",
+        }
     for step in ("graph_fast", "filter_fast", "labelling_fast"):
         assert re.search(rf"{step}: loaded from .*, 1 threads, device cpu", log)
 

@@ -25,6 +25,7 @@ from tritrack.service.client import TrackFinder
 from tritrack.service.errors import RequestTimeoutError, ServerStartError, UnavailableError
 from tritrack.service.server import Ports, Server
 from tritrack.service.shm import SHM, remove_leftovers
+from tritrack.stages.card import ENSEMBLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,6 +112,48 @@ def test_a_client_waits_for_its_server(repository: Path, chain: Pipeline, hits_o
         labels = pool.submit(finder.find, hits)
         with Server(repository, ports=ports):
             np.testing.assert_array_equal(labels.result(timeout=60), chain.find(hits))
+
+
+NO_MEMORY = """
+import numpy as np
+import torch
+import tritrack.ensemble_repo.model as adapter
+
+
+class TritonPythonModel(adapter.TritonPythonModel):
+    def initialize(self, args):
+        super().initialize(args)
+        label, failures = self.step, ["numpy", "torch", "ONNX Runtime"]
+
+        def step(tensors):
+            match failures.pop(0) if failures else None:
+                case "numpy":
+                    np.empty(1 << 60)
+                case "torch":
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB")
+                case "ONNX Runtime":
+                    raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer")
+            return label(tensors)
+
+        self.step = step
+"""
+"""An adapter whose step has no memory for the first three events."""
+
+
+def test_an_event_without_memory_may_come_again(
+    repository: Path, tmp_path: Path, chain: Pipeline, hits_of: HitsOf
+) -> None:
+    pytest.importorskip("torch")
+    hits, copy = hits_of(300), shutil.copytree(repository, tmp_path / "repository")
+    (copy / "labelling_balanced" / "1" / "model.py").write_text(NO_MEMORY)
+    with Server(copy, models=[ENSEMBLE]) as server:
+        with (
+            TrackFinder(server.url, retries=0) as finder,
+            pytest.raises(UnavailableError, match=r"no memory is left for this event .* Unable to allocate"),
+        ):
+            finder.find(hits)
+        with TrackFinder(server.url, retries=2) as finder:
+            np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
 
 
 PROGRAM = """

@@ -52,6 +52,14 @@ def test_it_gives_what_the_host_gives(small_engines, device, name):
             np.testing.assert_allclose(answer, wanted, **exact)
 
 
+def test_loops_on_a_gpu_are_warned_of(small_engines, scattered_engines, device, caplog):
+    for folder in (scattered_engines, small_engines):
+        caplog.clear()
+        DeviceEngine(folder / engine_file("gnn"), spec=NETWORKS["gnn"], threads=1, device=device)
+        warned = any("slow on a GPU; export it" in record.message for record in caplog.records)
+        assert warned == (device != "cpu" and folder == small_engines)
+
+
 def test_rows_need_not_lie_one_after_the_other(small_engines, device):
     path, spec = small_engines / engine_file("filter"), NETWORKS["filter"]
     there = DeviceEngine(path, spec=spec, threads=1, device=device)
