@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritrack.ensemble_repo.config import config_text, model_configs
@@ -22,8 +23,6 @@ from tritrack.stages.card import ENSEMBLE, read_card
 from tritrack.stages.plan_file import plan_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind
 
 VERSION = "1"
@@ -89,13 +88,8 @@ def render_repository(
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
     card = read_card(engines)
     engine: EngineKind = "tensorrt" if list(engines.glob(plan_file("*"))) else "onnx"
-    if engine == "tensorrt" and device != "gpu":
-        raise RepositoryError(f"{engines}: holds TensorRT's engines, which run on a GPU only: --device gpu")
-    if engine == "tensorrt" and server == "container" and fused:
-        raise RepositoryError(
-            f"{engines}: holds TensorRT's engines, and the fused models run them by TensorRT's Python package, which "
-            "a container's image lacks: leave out --fused, or give ONNX engines"
-        )
+    if engine == "tensorrt":
+        _check_plans(engines, server=server, device=device, fused=fused)
     steps = [
         *plan_steps(card, server, engine),
         *(plan_fused(card, engine) if fused else ()),
@@ -110,9 +104,6 @@ def render_repository(
     out = out.resolve()
     if out.exists() and not (out.is_dir() and (_is_repository(out) or not any(out.iterdir()))):
         raise RepositoryError(f"{out}: holds something that is no model repository; name another folder")
-    # Written beside the target and moved, so that a failure leaves no half of a repository.
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
     configs = model_configs(
         card=card,
         server=server,
@@ -124,19 +115,36 @@ def render_repository(
         gpu_memory=gpu_memory,
         instances=instances,
     )
+    files = {
+        Path(step.name, VERSION, file): _source(file, engines=engines, rules=rules)
+        for step in steps
+        for file in step.files
+    }
+    for path, source in files.items():
+        if not source.is_file():
+            raise RepositoryError(f"{source}: missing, the step {path.parts[0]} needs it")
+    # Written beside the target and moved, so that a failure leaves no half of a repository.
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
     for name, config in configs.items():
         (fresh / name / VERSION).mkdir(parents=True)
         (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    for step in steps:
-        for file in step.files:
-            source = _source(file, engines=engines, rules=rules)
-            if not source.is_file():
-                shutil.rmtree(fresh)
-                raise RepositoryError(f"{source}: missing, the step {step.name} needs it")
-            shutil.copyfile(source, fresh / step.name / VERSION / file)
+    for path, source in files.items():
+        shutil.copyfile(source, fresh / path)
     if out.exists():
         shutil.rmtree(out)
     fresh.rename(out)
+
+
+def _check_plans(engines: Path, *, server: ServerKind, device: DeviceKind, fused: bool) -> None:
+    """Refuse TensorRT's engines where nothing runs them."""
+    if device != "gpu":
+        raise RepositoryError(f"{engines}: holds TensorRT's engines, which run on a GPU only: --device gpu")
+    if server == "container" and fused:
+        raise RepositoryError(
+            f"{engines}: holds TensorRT's engines, and the fused models run them by TensorRT's Python package, which "
+            "a container's image lacks: leave out --fused, or give ONNX engines"
+        )
 
 
 def _refuse_loops(engines: list[Path]) -> None:
