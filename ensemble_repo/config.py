@@ -29,7 +29,6 @@ from tritrack.stages.contract import (
     EDGE_INDEX,
     EDGE_SCORE,
     EMBEDDING,
-    PAIR_SCORE,
     TRACK_LABEL,
 )
 
@@ -159,7 +158,7 @@ def _step_config(
 def _made_on_gpu(server: ServerKind, engine: EngineKind) -> tuple[TensorSpec, ...]:
     """Return the tensors that are made on a GPU whatever the machine has besides; where a native backend leaves its is its matter."""
     if engine == "tensorrt" and server == "embedded":
-        return (EMBEDDING, EDGE_INDEX, PAIR_SCORE, EDGE_SCORE)
+        return (EMBEDDING, EDGE_INDEX, EDGE_SCORE)
     return (EDGE_INDEX,)
 
 
