@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 
-from tritrack.ensemble_repo.plan import CONFIG_FILE, GPU, PYTHON_FILES
+from tritrack.ensemble_repo.plan import CONFIG_FILE, ENTRY_STEP, GPU, PYTHON_FILES
 from tritrack.service.errors import ServerStartError
 from tritrack.service.shm import SHM, free_bytes
 from tritrack.stages.card import CARD_FILE, CardError, read_card
-from tritrack.stages.contract import CUT_STEP, GNN_STAGE, HITS, NATIVE_STEPS
+from tritrack.stages.contract import EDGE_INDEX, NATIVE_STEPS, STAGES
 from tritrack.stages.plan_file import check_plan, find_gpu, plan_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tritrack.stages.card import ModelCard
-    from tritrack.stages.contract import TensorSpec
+    from tritrack.stages.contract import StageSpec, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,12 @@ STEP_SHM = 1 << 20
 ENLARGE = "enlarge it (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
 
 
-def shared_memory_at_limits(card: ModelCard) -> int:
-    """Return the bytes of shared memory that one event at the card's limits takes on its way."""
-    return sum(
-        _bytes_at_limits(spec, card) for step in NATIVE_STEPS for spec in (*step.inputs, *step.outputs)
-    )
+def shared_memory_at_limits(card: ModelCard, chain: Sequence[StageSpec]) -> int:
+    """Return the bytes of shared memory that one event at the card's limits takes on its way through a chain.
+
+    Each step has its own copy of what it takes and gives.
+    """
+    return sum(taken + given for taken, given in _bytes_at_limits(card, chain))
 
 
 def gpu_memory_at_limits(card: ModelCard) -> int:
@@ -44,23 +45,30 @@ def gpu_memory_at_limits(card: ModelCard) -> int:
 
     Triton has each of them once, hits among them, and keeps those of an event that waits, too.
     """
-    kept = (CUT_STEP, GNN_STAGE)
-    return _bytes_at_limits(HITS, card) + sum(
-        _bytes_at_limits(spec, card, n_edges=card.limits.max_edges if step in kept else None)
-        for step in NATIVE_STEPS
-        for spec in step.outputs
-    )
+    (hits, _), *_ = sizes = list(_bytes_at_limits(card, NATIVE_STEPS))
+    return hits + sum(given for _, given in sizes)
 
 
-def _bytes_at_limits(spec: TensorSpec, card: ModelCard, *, n_edges: int | None = None) -> int:
-    """Return the bytes of a tensor at the limits, with so many edges; as many as pairs if None."""
+def _bytes_at_limits(card: ModelCard, chain: Sequence[StageSpec]) -> Iterator[tuple[int, int]]:
+    """Yield the bytes that each step of a chain takes and gives at the limits."""
     sizes = {
         "n_hits": card.limits.max_hits,
         "n_columns": len(card.columns),
         "d": card.networks.embedding_dim,
-        "n_edges": card.limits.max_pairs if n_edges is None else n_edges,
+        "n_edges": card.limits.max_pairs,
     }
-    return spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+
+    def of(specs: Sequence[TensorSpec]) -> int:
+        return sum(
+            spec.dtype.itemsize * math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims)
+            for spec in specs
+        )
+
+    for step in chain:
+        taken = of(step.inputs)
+        if EDGE_INDEX in step.inputs and EDGE_INDEX in step.outputs:  # the filter's cut
+            sizes["n_edges"] = card.limits.max_edges
+        yield taken, of(step.outputs)
 
 
 def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
@@ -97,7 +105,8 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
         raise ServerStartError(
             f"{SHM}: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; {ENLARGE}"
         )
-    at_limits = needed + shared_memory_at_limits(card)
+    chain = NATIVE_STEPS if ENTRY_STEP.name in there else STAGES
+    at_limits = needed + shared_memory_at_limits(card, chain)
     if free < at_limits:
         logger.warning(
             "%s: %d MB are free, but an event at the model's limits takes %d MB and will fail; %s",

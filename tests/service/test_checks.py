@@ -23,6 +23,7 @@ from tritrack.service.log import explain, port_taken
 from tritrack.service.protocol import retry_delays
 from tritrack.service.server import Ports, Server
 from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
+from tritrack.stages.contract import NATIVE_STEPS, STAGES
 from tritrack.stages.plan_file import Gpu, PlanFacts
 
 if TYPE_CHECKING:
@@ -143,11 +144,15 @@ def served_card(folder: Path, *, max_edges: int = 1_000_000) -> ModelCard:
 def test_shared_memory_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    card = served_card(tmp_path)
-    # EDGE_INDEX (8 bytes a pair) crosses six boundaries, the scores (4 bytes) four; HITS (12) five, EMBEDDING
-    # (32) two, TRACK_LABEL (8) one.
-    at_limits = 1_000_000 * (6 * 8 + 4 * 4) + 1000 * (5 * 12 + 2 * 32 + 8)
-    assert repository.shared_memory_at_limits(card) == at_limits
+    card = served_card(tmp_path, max_edges=100_000)
+    # Of the hits HITS (12 bytes) crosses five boundaries, EMBEDDING (32) two, TRACK_LABEL (8) one; of the pairs
+    # EDGE_INDEX (8) two, and of the edges three, with EDGE_SCORE (4) two. Where the cut is a step of its own there is a
+    # third for the pairs, and PAIR_SCORE (4) twice.
+    of_hits, of_edges = 1000 * (5 * 12 + 2 * 32 + 8), 100_000 * (3 * 8 + 2 * 4)
+    at_limits = of_hits + 1_000_000 * 2 * 8 + of_edges
+    assert repository.shared_memory_at_limits(card, STAGES) == at_limits
+    native = of_hits + 1_000_000 * (3 * 8 + 2 * 4) + of_edges
+    assert repository.shared_memory_at_limits(card, NATIVE_STEPS) == native
     for free, complaints in ((1 << 30, 0), (20 << 20, 1)):
         caplog.clear()
         monkeypatch.setattr(repository, "free_bytes", lambda free=free: free)

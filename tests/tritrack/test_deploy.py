@@ -17,6 +17,7 @@ from tritrack.ensemble_repo.images import PINNED
 from tritrack.ensemble_repo.plan import IN_FLIGHT
 from tritrack.service.repository import STEP_SHM, gpu_memory_at_limits, shared_memory_at_limits
 from tritrack.stages.card import read_card
+from tritrack.stages.contract import NATIVE_STEPS
 from tritrack.stages.plan_file import find_gpu
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def test_one_image_is_pinned(file: str, pattern: str) -> None:
 def test_shared_memory_does_for_an_event_at_the_limits() -> None:
     (size,) = re.findall(r"^ +shm_size: (\d+)gb$", COMPOSE, re.MULTILINE)
     steps = 20 * STEP_SHM  # more than there are
-    at_limits = shared_memory_at_limits(read_card(ROOT / "weights" / "default"))
+    at_limits = shared_memory_at_limits(read_card(ROOT / "weights" / "default"), NATIVE_STEPS)
     assert at_limits + steps <= int(size) << 30
 
 
