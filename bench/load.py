@@ -205,9 +205,7 @@ def open_loop(
     """
     counts = {} if max_in_flight is None else {"max_in_flight": max_in_flight}
     _check(events, duration=duration, n_requests=n_requests, counts=counts, warm_up=warm_up)
-    if not 0 < rate < float("inf"):
-        raise LoadError(f"rate: {rate:g} given, above 0 wanted")
-    arrivals = poisson_arrivals(rate, seed=seed, duration=duration, n_requests=n_requests)
+    arrivals = _arrivals(rate, seed=seed, duration=duration, n_requests=n_requests)
 
     run = asyncio.run(
         _measure(
@@ -244,6 +242,11 @@ def run_plan(
     url: str, plan: Plan, *, events: Sequence[NDArray[np.float32]], tell: Callable[[str], None]
 ) -> Result:
     """Put the loads on a server, say each in a line, and return all that was measured (raises LoadError)."""
+    # All of them before the first: it may run for an hour.
+    for counts in ({}, *({"n_clients": n_clients} for n_clients in plan.n_clients)):
+        _check(events, duration=plan.duration, n_requests=plan.n_requests, counts=counts, warm_up=None)
+    for rate in plan.rates:
+        _arrivals(rate, seed=plan.seed, duration=plan.duration, n_requests=plan.n_requests)
     served = ask(url, model=plan.model)
     loads = []
     for n_clients in plan.n_clients:
@@ -387,6 +390,19 @@ async def _warm_up(connections: Sequence[Connection], requests: Iterator[WireReq
             await connection.send(request)
 
     await asyncio.gather(*(client(connection) for connection in connections))
+
+
+def _arrivals(
+    rate: float, *, seed: int, duration: float | None, n_requests: int | None
+) -> NDArray[np.float64]:
+    if not 0 < rate < float("inf"):
+        raise LoadError(f"rate: {rate:g} given, above 0 wanted")
+    arrivals = poisson_arrivals(rate, seed=seed, duration=duration, n_requests=n_requests)
+    if not arrivals.size:
+        raise LoadError(
+            f"rate: at {rate:g} a second no event is due within {duration:g} s; give a longer duration, or requests"
+        )
+    return arrivals
 
 
 def _check(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.events.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -118,9 +119,8 @@ def describe_here(
 def write_result(result: Headed, path: Path) -> None:
     """Write a result as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
 
 
 def checkpoint_of(path: Path) -> Path:

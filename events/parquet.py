@@ -130,6 +130,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
 
 
+def read_numbers(path: Path) -> list[int]:
+    """Read the numbers of a file's events alone (raises EventError as `read_events`)."""
+    with _reading(path), pq.ParquetFile(path) as file:
+        _check_schema(file.schema_arrow, path)
+        numbers: list[int] = file.read(columns=["event_id"]).column("event_id").to_pylist()
+        return numbers
+
+
 def read_events(path: Path) -> Iterator[Event]:
     """Read the events of one Parquet file, one at a time.
 

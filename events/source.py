@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tritrack.events.event import Event, EventError
-from tritrack.events.parquet import read_events
-from tritrack.events.trackml import is_hits_file, read_trackml
+from tritrack.events.parquet import read_events, read_numbers
+from tritrack.events.trackml import hits_file_number, is_hits_file, read_trackml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,6 +73,25 @@ def read_all(paths: Iterable[Path]) -> Iterator[Event]:
             yield read_trackml(file)
         else:
             yield from read_events(file)
+
+
+def check_numbers(paths: Iterable[Path]) -> None:
+    """Refuse events of which two have one number, before any of them is read whole.
+
+    Raises
+    ------
+    EventError
+        Names both files; or as `find_files`, or where a file cannot be read at all.
+    """
+    files: dict[int, Path] = {}
+    for file in find_files(paths):
+        for number in [hits_file_number(file)] if is_hits_file(file) else read_numbers(file):
+            if number in files:
+                raise EventError(
+                    f"{file}: event {number} is in {files[number]} as well; the events of one track file need "
+                    "different numbers"
+                )
+            files[number] = file
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -49,6 +49,14 @@ def is_hits_file(path: Path) -> bool:
     return _HITS_FILE.fullmatch(path.name) is not None
 
 
+def hits_file_number(path: Path) -> int:
+    """Return the event's number in the name of its hits file (raises EventError where the name is another)."""
+    name = _HITS_FILE.fullmatch(path.name)
+    if name is None:
+        raise EventError(f"{path}: not named like a TrackML hits file, eventNNN-hits.csv or .csv.gz")
+    return int(name[1])
+
+
 def read_trackml(path: Path) -> Event:
     """Read one event.
 
@@ -69,13 +77,11 @@ def read_trackml(path: Path) -> Event:
         Where the name is another, a column is missing or does not parse, the truth has other hits than the
         hits file, or there is truth without particles.
     """
-    name = _HITS_FILE.fullmatch(path.name)
-    if name is None:
-        raise EventError(f"{path}: not named like a TrackML hits file, eventNNN-hits.csv or .csv.gz")
+    event_id = hits_file_number(path)
     hits = _read(path, _HITS)
     truth_path = _beside(path, "truth")
     event = Event(
-        event_id=int(name[1]),
+        event_id=event_id,
         hits=_stack(hits, "x", "y", "z"),
         hit_id=hits["hit_id"],
         modules=_stack(hits, "volume_id", "layer_id", "module_id"),

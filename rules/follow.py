@@ -207,7 +207,8 @@ def follow(
     Returns
     -------
     tuple
-        Number of hits; sum of their chi2; layers that the track crosses without a hit.
+        Number of hits; sum of chi2, in which hits found beside the given ones are not; layers that the track crosses
+        without a hit.
     """
     _begin(grid, windows, circle, state, hits, n)
     s_first, _ = on_circle(circle, grid.x[hits[0]], grid.y[hits[0]])

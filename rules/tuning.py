@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -146,7 +147,10 @@ def _choose(
 
 
 def judge(finder: RuleFinder, sets: Mapping[str, Sequence[Event]]) -> dict[str, dict[str, float]]:
-    """Return what a finder gives on each set: its efficiency by selection of particles, and its rates."""
+    """Return what a finder gives on each set: its efficiency by selection of particles, and its rates.
+
+    A rate of nothing is left out.
+    """
     found = {}
     for name, events in sets.items():
         pairs = [pairs_from_labels(finder.find(event.hits)) for event in events]
@@ -157,21 +161,22 @@ def judge(finder: RuleFinder, sets: Mapping[str, Sequence[Event]]) -> dict[str, 
                 for event, some in zip(events, pairs, strict=True)
             ]
             rates[selection.name] = sum(counts[1:], start=counts[0]).report().rates
-        found[name] = {
-            f"efficiency_{selection}": float(some.efficiency.value) for selection, some in rates.items()
-        }
         of_tracks = rates[TARGETS.name]
-        found[name] |= {
-            "fake_rate": float(of_tracks.fake_rate.value),
-            "unmatched_rate": float(of_tracks.unmatched_rate.value),
-        }
+        values = {f"efficiency_{selection}": some.efficiency.value for selection, some in rates.items()}
+        values |= {"fake_rate": of_tracks.fake_rate.value, "unmatched_rate": of_tracks.unmatched_rate.value}
+        found[name] = {key: float(value) for key, value in values.items() if not math.isnan(value)}
     return found
 
 
 def _score(metrics: Mapping[str, Mapping[str, float]]) -> float:
     """Efficiency for targets less the rate of unmatched tracks, mean of the sets."""
     key = f"efficiency_{TARGETS.name}"
-    return float(np.mean([some[key] - some["unmatched_rate"] for some in metrics.values()]))
+    for name, some in metrics.items():
+        if key not in some:
+            raise RulesError(
+                f"{name}: no particle of these events is a target, and windows are chosen by these"
+            )
+    return float(np.mean([some[key] - some.get("unmatched_rate", 0.0) for some in metrics.values()]))
 
 
 def particle_paths(event: Event, layers: Layers) -> Paths:

@@ -158,7 +158,9 @@ class AsyncTrackFinder:
 
         return pack.labels(await self._call(pack.name, infer))
 
-    async def _find_each(self, pack: Pack) -> list[Found]:
+    async def _find_each(self, pack: Pack | Exception) -> list[Found]:
+        if isinstance(pack, Exception):
+            raise pack
         try:
             return list(await self._find(pack))
         except EventRefusedError as error:

@@ -226,8 +226,10 @@ class TrackFinder:
 
         return pack.labels(self._call(pack.name, infer))
 
-    def _find_each(self, pack: Pack) -> list[Found]:
+    def _find_each(self, pack: Pack | Exception) -> list[Found]:
         """Find, and send what is refused again in halves, until each event at fault is alone."""
+        if isinstance(pack, Exception):
+            raise pack
         try:
             return list(self._find(pack))
         except EventRefusedError as error:
@@ -235,7 +237,9 @@ class TrackFinder:
                 return [error]
         return [found for half in pack.halves() for found in self._find_each(half)]
 
-    def _find_many(self, packs: Iterator[Pack], in_flight: int, return_refusals: bool) -> Iterator[Found]:
+    def _find_many(
+        self, packs: Iterator[Pack | Exception], in_flight: int, return_refusals: bool
+    ) -> Iterator[Found]:
         pending: deque[Future[list[Found]]] = deque()
         with ThreadPoolExecutor(in_flight) as pool, contextlib.ExitStack() as stack:
             stack.callback(lambda: [future.cancel() for future in pending])

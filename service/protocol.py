@@ -258,7 +258,9 @@ def _answer(name: str, result: Any, spec: TensorSpec, sizes: dict[str, int]) -> 
     return array
 
 
-def make_packs(events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None) -> Iterator[Pack]:
+def make_packs(
+    events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None
+) -> Iterator[Pack | Exception]:
     """Put events, in order, into packs of at most so many hits; an event with more is a pack of its own.
 
     An event without hits counts as one, so that packs end however many of them there are.
@@ -272,12 +274,21 @@ def make_packs(events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None)
 
     Yields
     ------
-    Pack
+    Pack or Exception
+        The latter as the last one, where ``events`` fails: its place is after those before it.
     """
     pack: list[Request] = []
     n_hits = 0
-    for position, event in enumerate(events):
-        request = make_request(event, position=position)
+    requests = (make_request(event, position=position) for position, event in enumerate(events))
+    failure = None
+    while failure is None:
+        try:
+            request = next(requests)
+        except StopIteration:
+            break
+        except Exception as error:  # noqa: BLE001 (whatever the caller's events raise)
+            failure = error
+            continue
         more = max(request.hits.shape[0], 1) if request.hits.ndim else 1
         if pack and n_hits + more > (pack_hits or 0):
             yield Pack(events=tuple(pack))
@@ -289,6 +300,8 @@ def make_packs(events: Iterable[Event | NDArray[Any]], *, pack_hits: int | None)
             pack, n_hits = [], 0
     if pack:
         yield Pack(events=tuple(pack))
+    if failure is not None:
+        yield failure
 
 
 def make_request(event: Event | NDArray[Any], *, position: int | None = None) -> Request:
@@ -340,7 +353,9 @@ def translate(
             return RequestTimeoutError(
                 f"{name}: no answer from {url} within {timeout:g} s; allow more time or send fewer events at once"
             )
-        case "StatusCode.UNAVAILABLE" | "StatusCode.NOT_FOUND":
+        case "StatusCode.NOT_FOUND":
+            return UnavailableError(f"{name}: {url} has not loaded it ({message})")
+        case "StatusCode.UNAVAILABLE":
             attempts = "" if retries == 0 else f" after {retries + 1} attempts"
             return UnavailableError(
                 f"{name}: {url} is not available{attempts} ({message}); is the server running, and is this its "

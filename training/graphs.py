@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tritrack.events.files import replacing
 from tritrack.stages.filtering import score_pairs, select_edges
 from tritrack.stages.graph import radius_graph
 from tritrack.stages.networks import run_network
@@ -45,8 +46,7 @@ def kept(path: Path, make: Callable[[], Pairs]) -> Pairs:
     """Return the pairs of a file, making it first where it is not there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = path.with_suffix(".partial.npy")
-        np.save(partial_file, make())
-        partial_file.replace(path)
+        with replacing(path) as part, part.open("wb") as file:
+            np.save(file, make())
     pairs: Pairs = np.load(path)
     return pairs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, cast
@@ -32,7 +34,7 @@ from tritrack.training.wedges import event_files, make_wedges, read_wedge
 from tritrack.training.working_point import choose_working_points, validation_sets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -252,7 +254,7 @@ class Trainer:
             limits=plan.limits,
             training=Training(
                 seed=plan.seed,
-                sets=tuple(_training_set(folder) for folder in plan.events),
+                sets=tuple(each for folder in plan.events for each in training_sets(folder)),
                 steps={name: getattr(plan, name).steps for name in self._fitted},
                 minutes={name: round(fitted.minutes, 1) for name, fitted in self._fitted.items()},
                 versions={
@@ -268,14 +270,14 @@ class Trainer:
         return card
 
 
-def _training_set(folder: Path) -> TrainingSet:
-    files = event_files(folder)
-    settings = read_settings(files[0])
-    # Floats, as a card that was read has them: an integer's JSON, and with it the card's hash, would be another.
-    simulation = (
-        None if settings is None else {name: float(value) for name, value in asdict(settings).items()}
-    )
-    return TrainingSet(n_events=len(files), simulation=simulation)
+def training_sets(folder: Path) -> Iterator[TrainingSet]:
+    """Yield the events of a folder by what they were simulated with."""
+    for settings, n_events in Counter(map(read_settings, event_files(folder))).items():
+        # Floats, as a card that was read has them: an integer's JSON, and with it the card's hash, would be another.
+        simulation = (
+            None if settings is None else {name: float(value) for name, value in asdict(settings).items()}
+        )
+        yield TrainingSet(n_events=n_events, simulation=simulation)
 
 
 def _take_over(gnn: nn.Module, folder: Path) -> str:
@@ -293,10 +295,19 @@ def _take_over(gnn: nn.Module, folder: Path) -> str:
 
 
 def _claim(plan: Plan) -> None:
-    """Refuse a work folder whose checkpoints are another plan's."""
+    """Refuse a work folder whose checkpoints and wedges are another plan's, or of other events."""
     path = plan.work / "plan.json"
-    described = msgspec.json.format(msgspec.json.encode(plan, enc_hook=str), indent=2)
+    events = {str(file): _digest(file) for folder in plan.events for file in event_files(folder)}
+    claim = {"plan": plan, "events": events}
+    described = msgspec.json.format(msgspec.json.encode(claim, enc_hook=str), indent=2)
     if not path.exists():
         path.write_bytes(described)
     elif path.read_bytes() != described:
-        raise TrainingError(f"{path}: the checkpoints there belong to another plan; choose another folder")
+        raise TrainingError(
+            f"{path}: the checkpoints there belong to another plan, or other events; choose another folder"
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -243,7 +244,7 @@ def measure(scored: Sequence[Scored], *, labelling: LabellingMethod, cut: float)
         values[f"{stage}_edge_efficiency"] = sum(of_stage[1:], start=of_stage[0]).efficiency
     values["n_pairs"] = float(np.mean([one.n_pairs for one in scored]))
     values["n_edges"] = float(np.mean([one.edge_score.size for one in scored]))
-    return values
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def _graph_cuts(

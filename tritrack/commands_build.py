@@ -183,14 +183,21 @@ def tune(
     default: Annotated[
         WorkingPointName | None, typer.Option(help="Another working point where none is named.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the rules.")] = "rules",
+    name: Annotated[str | None, typer.Option(help="Name of the rules; rules if not given.")] = None,
     min_pt: Annotated[
-        float, typer.Option(min=0.1, help="Momentum that the rules look for tracks from, in GeV.")
-    ] = 0.75,
-    field: Annotated[float, typer.Option(min=0.01, help="The detector's field along the beam, in T.")] = 2.0,
+        float | None,
+        typer.Option(
+            min=0.1, help="Momentum that the rules look for tracks from, in GeV; 0.75 if not given."
+        ),
+    ] = None,
+    field: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="The detector's field along the beam, in T; 2 if not given."),
+    ] = None,
     max_hits: Annotated[
-        int, typer.Option(min=1, help="Largest event the rules will take, in hits.")
-    ] = 300_000,
+        int | None,
+        typer.Option(min=1, help="Largest event the rules will take, in hits; 300,000 if not given."),
+    ] = None,
 ) -> None:
     """Choose the cuts of the working points anew, into the model card; or derive rules from events."""
     if finder == "rules":
@@ -198,8 +205,17 @@ def tune(
             raise UsageError(
                 "tune: --finder rules takes --validation, --out, --name, --min-pt, --field and --max-hits"
             )
-        _derive_rules(validation, out=out, name=name, min_pt=min_pt, field=field, max_hits=max_hits)
+        _derive_rules(
+            validation,
+            out=out,
+            name="rules" if name is None else name,
+            min_pt=0.75 if min_pt is None else min_pt,
+            field=2.0 if field is None else field,
+            max_hits=300_000 if max_hits is None else max_hits,
+        )
         return
+    if (name, min_pt, field, max_hits) != (None,) * 4:
+        raise UsageError("tune: --name, --min-pt, --field and --max-hits are of --finder rules")
     if weights is None:
         raise UsageError("tune: --weights is wanted, the folder of weights to choose cuts for")
     _choose_cuts(

@@ -141,7 +141,7 @@ def find(
     ] = None,
 ) -> None:
     """Find the tracks of events, through a server or in process."""
-    from tritrack.events.source import read_all
+    from tritrack.events.source import check_numbers, read_all
     from tritrack.events.tracks import write_tracks
     from tritrack.physics.fitted import write_fitted
 
@@ -153,6 +153,7 @@ def find(
             "--model rule_finder"
         )
     _check_files(out, fitted)
+    check_numbers(events)
     source, sent = itertools.tee(read_all(events))
     with contextlib.ExitStack() as stack:
         tracks = stack.enter_context(write_tracks(out))

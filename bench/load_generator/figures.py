@@ -227,7 +227,7 @@ def make_load(
     latency, unanswered = _latency(np.array(tally.latencies), n_failed=len(tally.failures))
     absent = [*run.use.absent]
     absent += [f"latency {', '.join(unanswered)}: among the requests without an answer"] if unanswered else []
-    absent += [] if steps else ["the server's times: it gave no statistics"]
+    absent += [] if steps else ["the server's times: it gave no statistics, or started anew"]
     return Load(
         loop=loop,
         n_clients=n_clients,
@@ -287,6 +287,7 @@ def _errors(failures: Sequence[Failure]) -> Errors:
 
 
 def _step_times(before: Sequence[StepStatistics], after: Sequence[StepStatistics]) -> tuple[StepTime, ...]:
+    """Return what the server's counters grew by; nothing where one fell, as that of a server that started anew does."""
     at_start = {step.name: step for step in before}
     times = []
     for step in after:
@@ -294,6 +295,8 @@ def _step_times(before: Sequence[StepStatistics], after: Sequence[StepStatistics
             step.name, StepStatistics(name=step.name, count=0, queue_ns=0, compute_ns=0, moved_ns=0)
         )
         count = step.count - start.count
+        if min(count, step.queue_ns - start.queue_ns, step.compute_ns - start.compute_ns) < 0:
+            return ()
         times.append(
             StepTime(
                 name=step.name,

@@ -63,7 +63,7 @@ def small_event() -> Event:
 def open_load() -> Callable[..., Load]:
     """An open loop that took 10 s: ``open_load(rate=..., latencies=[...])``; times in s.
 
-    ``queues`` are those of steps of 10 requests each, ``failures`` the requests without an answer, ``cpu_seconds`` what
+    ``queues`` are those of steps of 10 requests each, ``counted`` what these had counted before, ``failures`` the requests without an answer, ``cpu_seconds`` what
     the generator took.
     """
     pytest.importorskip("tritonclient.grpc")
@@ -78,16 +78,20 @@ def open_load() -> Callable[..., Load]:
         queues: Sequence[float] = (),
         failures: Sequence[Failure] = (),
         cpu_seconds: float = 1.0,
+        counted: int = 0,
     ) -> Load:
-        steps = tuple(
-            StepStatistics(
-                name=f"step{number}", count=10, queue_ns=round(10e9 * queue), compute_ns=0, moved_ns=0
+        before, after = (
+            tuple(
+                StepStatistics(
+                    name=f"step{number}", count=count, queue_ns=round(10e9 * queue), compute_ns=0, moved_ns=0
+                )
+                for number, queue in enumerate(some)
             )
-            for number, queue in enumerate(queues)
+            for count, some in ((counted, [0.0] * len(queues)), (10, queues))
         )
         tally = Tally(latencies=list(latencies), failures=list(failures))
         use = Use(process=None, gpus=(), absent=())
-        run = Run(tally=tally, seconds=10.0, cpu_seconds=cpu_seconds, before=(), after=steps, use=use)
+        run = Run(tally=tally, seconds=10.0, cpu_seconds=cpu_seconds, before=before, after=after, use=use)
         return make_load(run, loop="open", rate=rate, seed=1)
 
     return load

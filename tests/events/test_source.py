@@ -6,7 +6,7 @@ import pytest
 
 from tritrack.events.event import EventError
 from tritrack.events.parquet import event_file, write_event
-from tritrack.events.source import find_files, read_all
+from tritrack.events.source import check_numbers, find_files, read_all
 
 CSV = "hit_id,x,y,z,volume_id,layer_id,module_id\n100,1,2,3,8,2,1\n"
 
@@ -40,6 +40,17 @@ def test_a_folder_gives_its_events_in_order(mixed):
 def test_paths_are_read_in_the_order_given(mixed):
     paths = [mixed / event_file(11), mixed / "event000000003-hits.csv", mixed / event_file(2)]
     assert [event.event_id for event in read_all(paths)] == [11, 3, 2]
+
+
+def test_events_of_one_number_are_refused(mixed, tmp_path, make_event):
+    check_numbers([mixed])
+    again = mixed / "deeper" / "others.parquet"
+    write_event(make_event(7), again)
+    for other, first in ((again, "event000000007-hits.csv.gz"), (mixed / event_file(5), event_file(5))):
+        with pytest.raises(EventError, match=rf"{other}: event \d is in .*{first} as well"):
+            check_numbers([mixed, other])
+    with pytest.raises(EventError, match="no such file or folder"):
+        check_numbers([mixed / "gone"])
 
 
 def test_events_are_read_one_at_a_time(mixed):

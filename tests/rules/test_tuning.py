@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("numba")
 
+from tritrack.events.event import Event, Particles, Truth
 from tritrack.events.source import read_all
 from tritrack.physics.fit import curvature_unit
 from tritrack.rules import tuning
+from tritrack.rules.finder import RuleFinder
 from tritrack.rules.tuning import Paths, derive_rules, derive_scattering, derive_steps
 from tritrack.rules.windows import RulesError
 
@@ -42,6 +44,37 @@ def test_steps_are_what_enough_particles_take():
     assert steps.tolist() == [[0, 1], [0, 2], [1, 2], [1, 4], [2, 3], [2, 4]]
     with pytest.raises(RulesError, match="no particle of the events hits three layers"):
         derive_steps(np.empty((0, 3), dtype=np.int64))
+
+
+def test_a_rate_of_nothing_is_left_out(draw_helices, barrel_rules):
+    """Particles of 0.5 GeV are no targets, and windows cannot be chosen by them."""
+    drawn = draw_helices(n=5, pt=0.5, seed=1, scattering=False)
+    n_hits = len(drawn.hits)
+    pt, phi, eta = drawn.true[:, :3].T
+    particles = Particles(
+        particle_id=np.arange(5),
+        charge=drawn.true[:, 5].astype(np.float32),
+        vertex=np.zeros((5, 3), dtype=np.float32),
+        momentum=(pt * np.stack([np.cos(phi), np.sin(phi), np.sinh(eta)])).T.astype(np.float32),
+        primary=np.ones(5, dtype=np.bool_),
+    )
+    truth = Truth(
+        particle_id=drawn.particle,
+        order=np.linalg.norm(drawn.hits, axis=1),
+        particles=particles,
+    )
+    event = Event(
+        event_id=1,
+        hits=drawn.hits,
+        hit_id=np.arange(n_hits),
+        modules=np.zeros((n_hits, 3), dtype=np.int32),
+        truth=truth,
+    )
+    metrics = tuning.judge(RuleFinder(barrel_rules), {"soft": [event]})
+    assert not {"efficiency_targets", "efficiency_comparison"} & set(metrics["soft"])
+    assert not any(np.isnan(value) for value in metrics["soft"].values())
+    with pytest.raises(RulesError, match="soft: no particle of these events is a target"):
+        tuning._score(metrics)
 
 
 @pytest.mark.slow

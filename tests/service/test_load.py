@@ -144,3 +144,19 @@ def test_loads_that_cannot_be(nobody: str, options: dict, sentence: str) -> None
 def test_a_rate_is_above_0(nobody: str) -> None:
     with pytest.raises(LoadError, match=r"^rate: 0 given, above 0 wanted$"):
         open_loop(nobody, events=[np.zeros((1, 3), np.float32)], rate=0.0, n_requests=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"n_clients": (1, 0)}, "n_clients: 0 given, at least 1 wanted"),
+        ({"rates": (1000.0, 0.0)}, "rate: 0 given, above 0 wanted"),
+        ({"rates": (1000.0, 1e-6)}, "rate: at 1e-06 a second no event is due within 1 s; .*"),
+    ],
+)
+def test_all_loads_are_checked_before_the_first(nobody: str, change: dict, sentence: str) -> None:
+    """The server is not even asked what it serves."""
+    with pytest.raises(LoadError, match=f"^{sentence}$"):
+        run_plan(
+            nobody, Plan(duration=1.0, **change), events=[np.zeros((1, 3), np.float32)], tell=pytest.fail
+        )

@@ -141,6 +141,31 @@ def test_events_that_are_too_much_together_are_sent_apart(
         assert asked() - before == (2 if events[0] is many else 3)
 
 
+@pytest.mark.parametrize("pack_hits", [None, 1000, 100_000])
+def test_events_that_fail_cost_those_before_them_nothing(
+    server: Server, finder: TrackFinder, chain: Pipeline, events: list[np.ndarray], pack_hits: int | None
+) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield from events[:4]
+        raise OSError("the disk is gone")
+
+    async def one_by_one() -> None:
+        async with AsyncTrackFinder(server.url) as client:
+            async for labels in client.find_many(source(), pack_hits=pack_hits):
+                also.append(labels)
+
+    found: list[np.ndarray] = []
+    also: list[np.ndarray] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        found.extend(finder.find_many(source(), pack_hits=pack_hits))
+    with pytest.raises(OSError, match="the disk is gone"):
+        asyncio.run(one_by_one())
+    for some in (found, also):
+        assert len(some) == 4
+        for labels, hits in zip(some, events, strict=False):
+            np.testing.assert_array_equal(labels, chain.find(hits))
+
+
 def test_pack_hits_is_at_least_one(finder: TrackFinder) -> None:
     with pytest.raises(ValueError, match="pack_hits: 0 given"):
         finder.find_many([], pack_hits=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -19,7 +20,7 @@ from tritrack.stages.card import CARD_FILE, Limits, Networks, TrainingSet, Windo
 from tritrack.stages.weights import load_weights
 from tritrack.training import loop
 from tritrack.training.loop import Schedule
-from tritrack.training.train import Plan, Trainer, TrainingError
+from tritrack.training.train import Plan, Trainer, TrainingError, training_sets
 from tritrack.training.working_point import DEMANDS
 
 SIZES = Networks(
@@ -150,6 +151,32 @@ def test_the_work_of_another_plan_is_refused(plan, change):
     train(plan, last="embedding")
     with pytest.raises(TrainingError, match=r"plan\.json: the checkpoints there belong to another plan"):
         train(replace(plan, **change))
+
+
+def test_the_work_of_other_events_is_refused(plan, folders, tmp_path, helices):
+    """Wedges and pairs are kept by the place of an event among all."""
+    shutil.copytree(folders / "more", tmp_path / "more")
+    plan = replace(plan, events=(tmp_path / "more",))
+    train(plan, last="embedding")
+    write_event(replace(helices(9, n_particles=6), event_id=2), tmp_path / "more" / event_file(2))
+    with pytest.raises(
+        TrainingError, match=r"plan\.json: the checkpoints there belong to another plan, or other"
+    ):
+        train(plan)
+
+
+def test_a_folder_of_events_from_two_simulations_is_two_sets(tmp_path, helices):
+    for number, origin in enumerate(
+        ('{"seed":5,"pileup":0}', '{"seed":6,"pileup":40}', '{"seed":6,"pileup":40}')
+    ):
+        write_event(
+            replace(helices(1, n_particles=2), event_id=number),
+            tmp_path / event_file(number),
+            metadata={SETTINGS_KEY: origin},
+        )
+    first, second = training_sets(tmp_path)
+    assert (first.n_events, first.simulation["pileup"]) == (1, 0)
+    assert (second.n_events, second.simulation["pileup"]) == (2, 40)
 
 
 def test_the_gnn_of_another_model_to_begin_with(plan, tmp_path):

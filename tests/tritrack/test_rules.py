@@ -113,6 +113,10 @@ def test_misuse_of_find(run, tmp_path, arguments, code, sentence):
     [
         (("--finder", "rules", "--weights", "{tmp}"), "--finder rules takes --validation, --out"),
         ((), "tune: --weights is wanted"),
+        (
+            ("--weights", "{tmp}", "--max-hits", "9"),
+            "--name, --min-pt, --field and --max-hits are of --finder rules",
+        ),
         (("--finder", "rules", "--validation", "{tmp}/../samples/../samples"), "two folders of --validation"),
     ],
 )

@@ -34,3 +34,10 @@ def test_a_request_without_an_answer_waits_longest(open_load, n_answered, n_fail
     assert load.latency.n == load.n_answered == n_answered
     assert load.latency.max == (max(seconds) if seconds else None)
     assert load.absent == ((f"latency {among}: among the requests without an answer",) if among else ())
+
+
+def test_a_server_that_started_anew_tells_no_times(open_load):
+    assert [step.queue for step in open_load(rate=1.0, latencies=[1.0], queues=[0.5]).steps] == [0.5]
+    load = open_load(rate=1.0, latencies=[1.0], queues=[0.5], counted=40)
+    assert load.steps == ()
+    assert load.absent == ("the server's times: it gave no statistics, or started anew",)
