@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tritrack.ensemble_repo.plan import ON_GPU
+from tritrack.ensemble_repo.plan import BACKEND, ENTRY_STEP, ON_GPU
 from tritrack.ensemble_repo.steps import load_step
-from tritrack.stages.contract import ContractError
+from tritrack.stages.contract import EMBEDDING_STAGE, GNN_STAGE, ContractError
 from tritrack.stages.placement import (
     contiguous,
     copied_to_host,
@@ -25,6 +25,12 @@ from tritrack.stages.placement import (
     lacks_memory,
     to_host,
 )
+
+ASKING = (ENTRY_STEP.name, EMBEDDING_STAGE.name, GNN_STAGE.name)
+"""Steps that ask of every event whether its client still waits: those that see it first, and the slowest, where it queues."""
+
+MANY_ROWS = 10_000
+"""The answer takes 0.1 ms; the other steps ask of events with so many rows, with which they are busy for many ms."""
 
 HOST_BYTES = "tritrack_host_bytes_total"
 """The server's counter, one for each step."""
@@ -52,6 +58,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         device = find_device(args["model_instance_kind"], int(args["model_instance_device_id"]))
         self.name = args["model_name"]
+        self.asks = config["backend"] == BACKEND or values["computes"] in ASKING
         self.family = pb_utils.MetricFamily(
             name=HOST_BYTES,
             description="Bytes of tensors that a step copied from a GPU to the host",
@@ -81,7 +88,7 @@ class TritonPythonModel:
         del self.step
 
     def _answer(self, request: Any) -> Any:
-        if request.is_cancelled():
+        if self._is_worth_asking(request) and request.is_cancelled():
             return _refusal(f"{self.name}: the client gave up", pb_utils.TritonError.CANCELLED)
         copied = copied_to_host()
         try:
@@ -109,6 +116,9 @@ class TritonPythonModel:
             if bytes_copied := copied_to_host() - copied:
                 self.host_bytes.increment(bytes_copied)
         return pb_utils.InferenceResponse(answer)
+
+    def _is_worth_asking(self, request: Any) -> bool:
+        return self.asks or any(max(tensor.shape()) >= MANY_ROWS for tensor in request.inputs())
 
     def _take(self, tensor: Any) -> Any:
         """Return Triton's tensor where it lies: the host's as an array, a GPU's as a tensor of torch's."""

@@ -93,6 +93,26 @@ def test_the_working_point_is_in_the_name(both: Server, chain: Pipeline, hits_of
     assert counted.count > 0
 
 
+@pytest.mark.parametrize(("model", "last"), [(ENSEMBLE, "labelling_balanced"), (FAST, FAST)])
+def test_what_nobody_waits_for_is_not_computed(
+    both: Server, hits_of: HitsOf, account_of: Callable[..., Any], model: str, last: str
+) -> None:
+    """Of 50 events whose client gave up at once the last step takes up the first ones."""
+    hits = hits_of(2000)
+    tensor = InferInput("HITS", list(hits.shape), np_to_triton_dtype(hits.dtype)).set_data_from_numpy(hits)
+    with InferenceServerClient(both.url) as client, TrackFinder(both.url, model=model) as finder:
+        finder.find(hits)
+        before = {step.name: step.compute_ns for step in account_of(finder)}[last]
+        finder.find(hits)
+        one = {step.name: step.compute_ns for step in account_of(finder)}[last] - before
+        calls = [client.async_infer(model, [tensor], callback=lambda **_: None) for _ in range(50)]
+        for call in calls:
+            call.cancel()
+        finder.find(hits)  # behind the others
+        computed = {step.name: step.compute_ns for step in account_of(finder)}[last] - before - one
+    assert computed < 25 * one
+
+
 def test_info_says_which_points_are_loaded(both: Server) -> None:
     facts = describe_server(both.url, model=FUSED)
     assert (facts["server model"], facts["server steps"]) == (FUSED, FUSED)
