@@ -78,6 +78,10 @@ REQUIRED = ("event_id", "x", "y", "z")
 _FLOATS = [f.name for f in SCHEMA if pa.types.is_list(f.type) and f.type.value_type == _F4]
 
 
+EVENT_FILES = "event*.parquet"
+"""The names of event files in a folder."""
+
+
 def event_file(event_id: int) -> str:
     """Name of the file of one event."""
     return f"event{event_id:09d}.parquet"

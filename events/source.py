@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tritrack.events.event import Event, EventError
-from tritrack.events.parquet import read_events, read_numbers
+from tritrack.events.parquet import EVENT_FILES, read_events, read_numbers
 from tritrack.events.trackml import hits_file_number, is_hits_file, read_trackml
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def check_numbers(paths: Iterable[Path]) -> None:
 
 def _in_folder(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = [path for path in files if path.match("event*.parquet") or is_hits_file(path)]
+    found = [path for path in files if path.match(EVENT_FILES) or is_hits_file(path)]
     if not found:
-        raise EventError(f"{folder}: no events there; wanted are event*.parquet or eventNNN-hits.csv(.gz)")
+        raise EventError(f"{folder}: no events there; wanted are {EVENT_FILES} or eventNNN-hits.csv(.gz)")
     for path in found:
         if path.suffix == ".csv" and path.with_name(path.name + ".gz") in found:
             raise EventError(f"{folder}: {path.name} lies there both plain and compressed; remove one")

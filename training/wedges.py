@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tritrack.events.event import EventError
-from tritrack.events.parquet import read_events
-from tritrack.events.source import find_files
-from tritrack.events.trackml import is_hits_file
+from tritrack.events.parquet import EVENT_FILES, read_events
 from tritrack.training.sample import Sample, make_sample
 
 if TYPE_CHECKING:
@@ -30,12 +28,11 @@ def event_files(folder: Path) -> list[Path]:
     Raises
     ------
     EventError
-        Where there are none, or TrackML's as well.
+        Where there are none.
     """
-    files = find_files([folder])
-    for file in files:
-        if is_hits_file(file):
-            raise EventError(f"{file}: an event of TrackML's, the training wants Parquet events")
+    files = sorted(folder.glob(EVENT_FILES))
+    if not files:
+        raise EventError(f"{folder}: no Parquet events there")
     return files
 
 
