@@ -81,7 +81,7 @@ serve-container: need-docker  ## Serve the shipped weights in NVIDIA's server im
 	$(if $(TENSORRT),,$(MAKE) export$(if $(filter gpu,$(DEVICE)),-scatter))
 	$(BIN)/tritrack repository --engines $(CONTAINER_ENGINES) --server container \
 		--image $(TRITON_TAG) --device $(DEVICE) --threads $(THREADS) --out $(CONTAINER_REPOSITORY)
-	TRITON_TAG=$(TRITON_TAG) REPOSITORY=$(CURDIR)/$(CONTAINER_REPOSITORY) $(COMPOSE) up --build --wait
+	TRITON_TAG=$(TRITON_TAG) REPOSITORY=$(CURDIR)/$(CONTAINER_REPOSITORY) $(COMPOSE) up --build --force-recreate --wait
 
 .PHONY: export-container
 export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server image, for this GPU

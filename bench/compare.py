@@ -54,7 +54,8 @@ class MeasuredSet:
     n_hits
         Hits of each event.
     n_judged
-        Events that every finder takes which takes any: the rates and times are of these.
+        Events that every finder takes which takes any: the rates and times are of these; throughput and memory are of
+        all that a finder takes.
     """
 
     name: str

@@ -127,6 +127,11 @@ def for_each(given: Sequence[int], n_sets: int) -> list[int]:
     return [*given, *repeat(given[-1], n_sets - len(given))] if given else []
 
 
+def name_of(path: Path) -> str:
+    """Return the name of a set of events: that of its folder, or its file's without the ending."""
+    return path.name if path.is_dir() else path.stem
+
+
 def read_sets(paths: Sequence[Path], *, first: Sequence[int] = ()) -> dict[str, list[Event]]:
     """Read the first events of each set, by its name.
 
@@ -144,9 +149,9 @@ def read_sets(paths: Sequence[Path], *, first: Sequence[int] = ()) -> dict[str, 
     """
     sets: dict[str, list[Event]] = {}
     for path, n_events in zip_longest(paths, for_each(first, len(paths))):
-        if path.stem in sets:
-            raise UsageError(f"{path}: another set is called {path.stem}, too")
-        sets[path.stem] = list(islice(read_all([path]), n_events))
-        if not any(event.n_hits for event in sets[path.stem]):
+        if (name := name_of(path)) in sets:
+            raise UsageError(f"{path}: another set is called {name}, too")
+        sets[name] = list(islice(read_all([path]), n_events))
+        if not any(event.n_hits for event in sets[name]):
             raise UsageError(f"{path}: no hits there")
     return sets

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
+from tritrack.bench.event_sets import name_of
 from tritrack.bench.machine import gpu_of
 from tritrack.bench.result import Header, make_header, write_result
 from tritrack.bench.timeout import TIMEOUT
@@ -181,7 +182,7 @@ def main(
         ):
             for path in events:
                 rows += time_set(
-                    path.stem,
+                    name_of(path),
                     list(read_all([path])),
                     finders=(ensemble, fused),
                     pack_hits=pack_hits,

@@ -74,7 +74,6 @@ class TritonPythonModel:
             working_point=values.get("working_point"),
             device=device,
         )
-        self.step(_smallest_inputs(config))  # compiles what is compiled at first use, before the first event
         # A stage may have no form for the device; what is no stage alone is on it as far as its stages are.
         where = getattr(self.step, "device", device) or "host"
         pb_utils.Logger.log_info(f"{self.name}: loaded from {folder}, {threads} threads, device {where}")
@@ -132,18 +131,6 @@ class TritonPythonModel:
                 "events at once, or start the server with more --in-flight) or it found no libcuda.so at its start"
             )
         return array
-
-
-def _smallest_inputs(config: dict[str, Any]) -> dict[str, Any]:
-    """Return zeros for every input that the step needs, two rows where the number of rows is free."""
-    return {
-        tensor["name"]: np.zeros(
-            [2 if int(dim) < 0 else int(dim) for dim in tensor["dims"]],
-            dtype=pb_utils.triton_string_to_numpy(tensor["data_type"]),
-        )
-        for tensor in config["input"]
-        if not tensor.get("optional")
-    }
 
 
 def _take_from_gpu(tensor: Any) -> Any:

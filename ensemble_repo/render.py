@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,8 @@ def render_repository(
         Where the image is not known, or its backends cannot run an engine.
     RepositoryError
         Where an engine is missing, TensorRT's shall run on a CPU or fused in a container, a container's GPU shall run
-        ONNX files made for a CPU, ``out`` holds something else, or ``threads`` is no count.
+        ONNX files made for a CPU, ``out`` holds something else, ``threads`` is no count, or instances are those of a
+        step that is not there.
     """
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
@@ -95,6 +97,11 @@ def render_repository(
         *(plan_fused(card, engine) if fused else ()),
         *(plan_rules() if rules is not None else ()),
     ]
+    there = dict.fromkeys(step.computes for step in steps)
+    if absent := [name for name in instances.of if name not in there]:
+        raise RepositoryError(
+            f"instances: no step {absent[0]} in this repository, there are {', '.join(there)}"
+        )
     if server == "container":
         native = [engines / step.files[0] for step in steps if step.backend in NATIVE]
         native = [path for path in native if path.is_file()]
@@ -124,16 +131,18 @@ def render_repository(
         if not source.is_file():
             raise RepositoryError(f"{source}: missing, the step {path.parts[0]} needs it")
     # Written beside the target and moved, so that a failure leaves no half of a repository.
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for name, config in configs.items():
-        (fresh / name / VERSION).mkdir(parents=True)
-        (fresh / name / CONFIG_FILE).write_text(config_text(config))
-    for path, source in files.items():
-        shutil.copyfile(source, fresh / path)
-    if out.exists():
-        shutil.rmtree(out)
-    fresh.rename(out)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        for name, config in configs.items():
+            (fresh / name / VERSION).mkdir(parents=True)
+            (fresh / name / CONFIG_FILE).write_text(config_text(config))
+        for path, source in files.items():
+            shutil.copyfile(source, fresh / path)
+        if out.exists():
+            shutil.rmtree(out)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _check_plans(engines: Path, *, server: ServerKind, device: DeviceKind, fused: bool) -> None:

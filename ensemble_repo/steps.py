@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tritrack.stages.contract import (
     HITS,
     STAGES,
     TRACK_LABEL,
+    ContractError,
     check_hits,
     check_labels,
     in_event,
@@ -23,9 +25,10 @@ from tritrack.stages.contract import (
 from tritrack.stages.packing import join_pack, split_pack
 from tritrack.stages.placement import to_host
 from tritrack.stages.stage import load_stage
+from tritrack.stages.warm_up import small_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
     from tritrack.stages.pipeline import Pipeline
+    from tritrack.stages.stage import Stage
 
     Tensors = Mapping[str, Any]
     Outputs = dict[str, Any]
@@ -49,7 +53,7 @@ def load_step(
     working_point: WorkingPointName | None = None,
     device: str | None = None,
 ) -> Callable[[Tensors], Outputs]:
-    """Load a step from its version folder.
+    """Load a step from its version folder, and run it once on a small event.
 
     Parameters
     ----------
@@ -83,15 +87,31 @@ def load_step(
         from tritrack.stages.pipeline import Pipeline  # here: it imports ONNX Runtime
 
         chain = Pipeline.load(folder, threads=threads, working_point=working_point, device=device)
+        _warm_up(chain.stages, chain.card)
         return partial(_find, chain)
-    if computes == RULE_FINDER.name:
-        from tritrack.rules.finder import RuleFinder  # here: it imports numba
+    if computes in (RULE_FINDER.name, FIT_STEP.name):
+        step = _load_rules(computes, folder)
+        step(small_event(n_columns=N_COLUMNS, embedding_dim=1))
+        return step
+    spec = next(spec for spec in (*STAGES, CUT_STEP) if spec.name == computes)
+    stage = load_stage(spec, folder, threads=threads, working_point=working_point, device=device)
+    _warm_up([stage], stage.card)
+    return stage
 
-        return partial(_find_by_rules, RuleFinder.load(folder))
+
+def _load_rules(computes: str, folder: Path) -> Callable[[Tensors], Outputs]:
     if computes == FIT_STEP.name:
         return partial(_fit, read_rules(folder))
-    spec = next(spec for spec in (*STAGES, CUT_STEP) if spec.name == computes)
-    return load_stage(spec, folder, threads=threads, working_point=working_point, device=device)
+    from tritrack.rules.finder import RuleFinder  # here: it imports numba
+
+    return partial(_find_by_rules, RuleFinder.load(folder))
+
+
+def _warm_up(stages: Iterable[Stage], card: ModelCard) -> None:
+    event = small_event(n_columns=len(card.columns), embedding_dim=card.networks.embedding_dim)
+    for stage in stages:
+        with suppress(ContractError):  # the card's limits are smaller than this event
+            stage(event)
 
 
 def _enter(card: ModelCard, tensors: Tensors) -> Outputs:

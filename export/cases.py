@@ -10,8 +10,8 @@ import numpy as np
 
 from tritrack.stages.contract import FILTER_STAGE, GNN_STAGE
 from tritrack.stages.filtering import PAIRS_AT_ONCE, score_pairs, select_edges
-from tritrack.stages.graph import radius_graph
 from tritrack.stages.networks import run_network
+from tritrack.stages.stage import search_on_host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ def event_cases(
     """
     cases = []
     for event in events:
-        graph = radius_graph(
+        graph = search_on_host(cuts)(
             event.hits,
             run_network(networks["embedding"], event.hits),
             radius=cuts.radius,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import onnx
 import onnx.compose
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from tritrack.export.gates import (
     NETWORK_TOLERANCE,
@@ -87,7 +89,7 @@ def join_networks(foreign: Foreign, weights: Path | None) -> tuple[ModelCard, di
         raise ForeignError(
             f"model {card.name}: files are given for {_listed(files)}, the card's foreign stages are {_listed(card.foreign)}"
         )
-    sha256 = {f"{name}.onnx": hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    sha256 = {f"{name}.onnx": _digest(path) for name, path in files.items()}
     own = [name for name in get_args(NetworkName) if name not in files]
     networks: dict[str, nn.Module] = {}
     if own:
@@ -102,6 +104,21 @@ def join_networks(foreign: Foreign, weights: Path | None) -> tuple[ModelCard, di
                 )
             sha256[name] = theirs.sha256[name]
     return replace(card, sha256=sha256), networks
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file, and of what its weights lie in beside it, in the order of the names."""
+    digest = hashlib.sha256(path.read_bytes())
+    try:
+        weights = onnx.load(path, load_external_data=False).graph.initializer
+    except DecodeError:  # what is wrong with it is said where it is wrapped
+        weights = []
+    beside = {ExternalDataInfo(tensor).location for tensor in weights if uses_external_data(tensor)}
+    for file in (path.parent / name for name in sorted(beside)):
+        if not file.is_file():
+            raise ForeignError(f"{file}: missing, {path} has its weights there")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def wrap_foreign(foreign: Foreign, *, spec: StageSpec, card: ModelCard) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from tritrack.physics.metrics import count
 from tritrack.physics.selection import TARGETS
 from tritrack.stages.chains import in_chains
 from tritrack.stages.contract import EDGE_INDEX, EMBEDDING
-from tritrack.stages.graph import radius_graph
 from tritrack.stages.labelling import components, helix, walkthrough
 from tritrack.stages.networks import run_network
 from tritrack.stages.reference import (
@@ -23,6 +23,7 @@ from tritrack.stages.reference import (
     path_labels,
     radius_pairs,
 )
+from tritrack.stages.stage import search_on_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tritrack.events.event import Event
     from tritrack.export.cases import Case
     from tritrack.physics.metrics import Report
-    from tritrack.stages.card import Precision, Windows
+    from tritrack.stages.card import Cuts, Precision
     from tritrack.stages.contract import StageSpec
     from tritrack.stages.engine import Engine
     from tritrack.stages.pipeline import Pipeline
@@ -59,6 +60,9 @@ PHYSICS_TOLERANCE = 2e-3
 
 RADIUS_TOLERANCE = 1e-5
 """Pairs this close to the radius, relative to it, may be in the graph or not: float32 rounds there."""
+
+NEIGHBOUR_TOLERANCE = 1e-4
+"""The same of a hit's k-th neighbour: FAISS takes distances from sums of squares, in which more is lost."""
 
 _BRUTE_FORCE_HITS = 1000  # of an event; n_hits^2 distances fit easily
 _BRUTE_FORCE_PAIRS = 5000  # each is compared with all others
@@ -158,34 +162,40 @@ def deviation_of(
     return deviation / max(float(np.abs(wanted).max()), 1e-30) if relative else deviation
 
 
-def gate_graph(*, embed: Engine, radius: float, windows: Windows, cases: Sequence[Case]) -> list[GateResult]:
-    """Compare the radius search with a comparison of every hit with every other, and the chains with plain ones."""
+def gate_graph(*, embed: Engine, cuts: Cuts, cases: Sequence[Case]) -> list[GateResult]:
+    """Compare the search with a comparison of every hit with every other, and the chains with plain ones."""
     results = []
+    radius, windows = cuts.radius, cuts.windows
     alone = replace(windows, min_chain=1)
+    search = partial(search_on_host(cuts), radius=radius, windows=alone)
+    by = f"radius {radius:.3g}" + (f", {cuts.k} nearest" if cuts.graph == "knn" else "")
     for case in cases:
         # From all over the event: hits come sorted by module.
         n_hits = min(case.hits.shape[0], _BRUTE_FORCE_HITS)
         hits = np.random.default_rng(0).choice(case.hits, n_hits, replace=False)
         embedding = embed(hits)
-        found = radius_graph(hits, embedding, radius=radius, windows=alone, max_pairs=n_hits**2)
+        found = search(hits, embedding, max_pairs=n_hits**2)
         wanted, distance = radius_pairs(hits, embedding, radius=radius, windows=alone)
+        reach, tolerance = np.full(n_hits, radius), RADIUS_TOLERANCE
+        if cuts.graph == "knn":
+            reach, tolerance = np.minimum(_nearest(distance, k=cuts.k), radius), NEIGHBOUR_TOLERANCE
+            wanted = wanted[:, distance[tuple(wanted)] <= reach[wanted].max(axis=0)]
         inner, outer = (pairs.astype(np.int64) for pairs in np.concatenate([found, wanted], axis=1))
         _, first, counts = np.unique(inner * n_hits + outer, return_index=True, return_counts=True)
-        differing = first[counts != 2]
-        far_from_edge = (
-            np.abs(distance[inner[differing], outer[differing]] - radius) > RADIUS_TOLERANCE * radius
-        )
+        inner, outer = inner[first[counts != 2]], outer[first[counts != 2]]
+        edge = np.maximum(reach[inner], reach[outer])
+        far_from_edge = np.abs(distance[inner, outer] - edge) > tolerance * edge
         results.append(
             GateResult(
                 stage="graph",
-                case=f"{case.name}, radius {radius:.3g}",
+                case=f"{case.name}, {by}",
                 deviation=float(far_from_edge.sum()),
                 tolerance=0.0,
             )
         )
         # Chains need neighbours: a wedge of the event.
         hits = case.hits[np.argsort(np.arctan2(case.hits[:, 1], case.hits[:, 0]), kind="stable")[:n_hits]]
-        pairs = radius_graph(hits, embed(hits), radius=radius, windows=alone, max_pairs=n_hits**2)
+        pairs = search(hits, embed(hits), max_pairs=n_hits**2)
         pairs = pairs[:, :_BRUTE_FORCE_PAIRS]
         differ = in_chains(hits, pairs, windows=windows) != chained_pairs(hits, pairs, windows=windows)
         results.append(
@@ -197,6 +207,15 @@ def gate_graph(*, embed: Engine, radius: float, windows: Windows, cases: Sequenc
             )
         )
     return results
+
+
+def _nearest(distance: NDArray[np.float64], *, k: int) -> NDArray[np.float64]:
+    """Return how far the k-th nearest other hit of each is, float64 [n_hits]; infinity where there are fewer."""
+    n_hits = len(distance)
+    if k >= n_hits:
+        return np.full(n_hits, np.inf)
+    nearest: NDArray[np.float64] = np.partition(distance + np.diag(np.full(n_hits, np.inf)), k - 1)[:, k - 1]
+    return nearest
 
 
 def gate_labelling(*, cut: float) -> list[GateResult]:

@@ -224,11 +224,10 @@ def gate_compiled(
     """Gate a stage without a network, graph or labelling, at the cuts of every working point (raises GateError)."""
     points = card.working_points.values()
     if spec is GRAPH_STAGE:
-        graphs = dict.fromkeys((point.cuts.radius, point.cuts.windows) for point in points)
+        all_cuts = [point.cuts for point in points]
+        graphs = {(cuts.graph, cuts.radius, cuts.windows, cuts.k): cuts for cuts in all_cuts}
         results = [
-            result
-            for radius, windows in graphs
-            for result in gate_graph(embed=embed, radius=radius, windows=windows, cases=cases)
+            result for cuts in graphs.values() for result in gate_graph(embed=embed, cuts=cuts, cases=cases)
         ]
     else:
         gnn_cuts = sorted({point.cuts.gnn_cut for point in points})

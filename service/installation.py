@@ -28,6 +28,16 @@ MALLOC = ":".join(
 """How the C library gives memory: in large pages; from one heap, since each thread's own would keep what that thread once
 needed; and what is freed, hundreds of MB an event, stays for the next one, because fresh pages are dear."""
 
+SETTINGS = {
+    # ONNX Runtime reports its use to its maker unless it is told not to; what runs here is the user's.
+    "ORT_DISABLE_TELEMETRY": "1",
+    "GLIBC_TUNABLES": MALLOC,
+    # The threads of compiled loops spin after each for the next one, and take the cores from the other steps: with two
+    # threads a third of the throughput.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Of the environment of every server, where the user's does not say otherwise; of an image, too (deploy/Dockerfile)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Installation:
@@ -94,13 +104,7 @@ class Installation:
         The stub's Python looks for ``python3`` on the PATH and becomes that one, so that it has the
         packages of this one's environment.
         """
-        environment = dict(os.environ)
-        # ONNX Runtime reports its use to its maker unless it is told not to; what runs here is the user's.
-        environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        environment.setdefault("GLIBC_TUNABLES", MALLOC)
-        # The threads of compiled loops spin after each for the next one, and take the cores from the other steps: with
-        # two threads a third of the throughput.
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        environment = SETTINGS | os.environ
         if self.is_wheel:
             libraries = [work / "lib", self._root.parents[1] / "nvidia_pytriton.libs"]
             paths = [*map(str, libraries), *_split(environment.get("LD_LIBRARY_PATH"))]

@@ -226,7 +226,11 @@ class Server:
                 f"--{service}-port={getattr(self._ports, service)}",
             ]
         logger.info("starting %s (%s)", self.installation.binary, self.installation.source)
-        with self._log_path.open("wb") as log:
+        try:
+            log_file = self._log_path.open("wb")
+        except OSError as error:
+            raise ServerStartError(f"{self._log_path}: cannot be written: {error.strerror}") from None
+        with log_file as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -251,7 +255,9 @@ class Server:
         raise _EndedError
 
     def _read_log(self) -> str:
-        return self._log_path.read_text(errors="replace") if self._log_path else ""
+        if self._log_path is None or not self._log_path.is_file():
+            return ""
+        return self._log_path.read_text(errors="replace")
 
 
 class _EndedError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -294,11 +294,12 @@ def read_card_file(path: Path) -> ModelCard:
     Raises
     ------
     CardError
-        Where there is no card, it does not parse, it lacks its default working point, or it speaks another
-        version of the contract.
+        Where there is no card, it does not parse, it has a field that no card has, it lacks its default working
+        point, or it speaks another version of the contract.
     """
     try:
-        card = msgspec.json.decode(path.read_bytes(), type=ModelCard)
+        written = path.read_bytes()
+        card = msgspec.json.decode(written, type=ModelCard)
     except FileNotFoundError:
         raise CardError(f"{path}: no model card there") from None
     except msgspec.MsgspecError as error:
@@ -307,7 +308,23 @@ def read_card_file(path: Path) -> ModelCard:
         raise CardError(
             f"{path}: speaks contract version {card.contract_version}, this tritrack {CONTRACT_VERSION}"
         )
+    if (unknown := _unknown_field(msgspec.json.decode(written), msgspec.to_builtins(card))) is not None:
+        raise CardError(f"{path}: a card has no field {unknown}")
     if card.default not in card.working_points:
         there = ", ".join(card.points) or "none"
         raise CardError(f"{path}: default is {card.default}, but the working points there are: {there}")
     return card
+
+
+def _unknown_field(written: Any, read: Any) -> str | None:
+    """Return the first field that was written and not read, as a path: one with a wrong name is its default else."""
+    if isinstance(written, list):
+        pairs = [(str(place), value, read[place]) for place, value in enumerate(written)]
+    elif isinstance(written, dict):
+        if absent := [name for name in written if name not in read]:
+            return str(absent[0])
+        pairs = [(name, value, read[name]) for name, value in written.items()]
+    else:
+        return None
+    found = ((name, _unknown_field(value, known)) for name, value, known in pairs)
+    return next((f"{name}.{unknown}" for name, unknown in found if unknown is not None), None)

@@ -11,6 +11,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tritrack.stages.card import CardError, engine_file
 from tritrack.stages.parallel_loops import ParallelModel, has_parallel_loops
@@ -62,17 +63,15 @@ class OnnxEngine:
 
     def __init__(self, path: Path, *, spec: StageSpec, threads: int) -> None:
         self._inputs = [tensor.name for tensor in spec.inputs]
-        self._whole = open_session(path, threads=1, provider=CPU)
+        # One thread gains nothing by parts (docs/engines.md).
+        model = _model_with_loops(path) if threads > 1 else None
+        self._whole = open_session(path, threads=threads if model is None else 1, provider=CPU)
         self._parts: ParallelModel | None = None
-        if threads == 1:  # gains nothing by parts (docs/engines.md)
-            return
-        if has_parallel_loops(model := onnx.load_model(path)):
+        if model is not None:
             open_part = partial(open_session, path, threads=1, provider=CPU)
             self._parts = ParallelModel(
                 model, open_session=lambda part: open_part(part=part), threads=threads
             )
-        else:
-            self._whole = open_session(path, threads=threads, provider=CPU)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Run the network once."""
@@ -83,6 +82,14 @@ class OnnxEngine:
         else:
             (output,) = self._whole.run(None, named)
         return output
+
+
+def _model_with_loops(path: Path) -> onnx.ModelProto | None:
+    try:
+        model = onnx.load_model(path)
+    except DecodeError:  # ONNX Runtime says what is wrong with it
+        return None
+    return model if has_parallel_loops(model) else None
 
 
 def open_session(

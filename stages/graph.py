@@ -130,6 +130,7 @@ def knn_graph(
     n_hits, dim = embedding.shape
     if n_hits < 2:
         return np.empty((2, 0), dtype=np.int32)
+    faiss.omp_set_num_threads(numba.get_num_threads())
     index: faiss.Index = faiss.IndexFlatL2(dim)
     if n_hits > FLAT_SEARCH_HITS:
         n_lists = int(np.sqrt(n_hits)) * 3

@@ -198,7 +198,7 @@ def stage_function(
     """
     limits = card.limits
     if spec is GRAPH_STAGE:
-        search = _search_on_device(cuts) if on_device else _search_on_host(cuts)
+        search = _search_on_device(cuts) if on_device else search_on_host(cuts)
         return partial(search, radius=cuts.radius, windows=cuts.windows, max_pairs=limits.max_pairs)
     if spec is LABELLING_STAGE:
         label = _labelling_on_device(cuts) if on_device else _labelling_on_host(cuts)
@@ -221,7 +221,8 @@ def stage_function(
     return lambda hits, edge_index: select(edge_index, score(hits, edge_index))
 
 
-def _search_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int32]]:
+def search_on_host(cuts: Cuts) -> Callable[..., NDArray[np.int32]]:
+    """Return the graph search of cuts, which takes hits, embedding, radius, windows and max_pairs."""
     from tritrack.stages.graph import knn_graph, radius_graph
 
     return partial(knn_graph, k=cuts.k) if cuts.graph == "knn" else radius_graph

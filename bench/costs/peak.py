@@ -19,6 +19,7 @@ from tritrack.failures import one_sentence
 from tritrack.stages.card import WorkingPointName  # noqa: TC001 (typer reads the annotations)
 from tritrack.stages.contract import EDGE_INDEX, ContractError
 from tritrack.stages.pipeline import Pipeline
+from tritrack.stages.placement import lacks_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +98,10 @@ def measure_peak(pipeline: Pipeline, hits: NDArray[np.float32]) -> Peak:
         pipeline.find(hits, on_stage=on_stage)
     except ContractError as error:
         refused = str(error)
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        refused = f"no memory: {error}"
     n_found, n_kept, *_ = (*n_pairs, None, None)
     return Peak(
         base_bytes=base,

@@ -242,11 +242,19 @@ def _edges(result: dict[str, Any]) -> str:
     return "".join(parts)
 
 
+def _judged(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return what a finder did with each event that is judged: which all finders take that take any."""
+    rows = [row["finders"] for row in result["events"]]
+    taking = [each for each in result["threads"] if any(row[each]["refused"] is None for row in rows)]
+    return [
+        row[name] for row in rows if name in taking and all(row[each]["refused"] is None for each in taking)
+    ]
+
+
 def _times(result: dict[str, Any]) -> str:
     parts = []
     for name, threads in result["threads"].items():
-        runs = [row["finders"][name] for row in result["events"]]
-        runs = [run for run in runs if run["refused"] is None]
+        runs = _judged(result, name)
         if not runs:
             continue
         rows = [[step, *_spread([run["seconds"][step] for run in runs])] for step in runs[0]["seconds"]]
@@ -264,7 +272,7 @@ def _spread(seconds: list[float]) -> list[str]:
 
 
 def _seconds(result: dict[str, Any], name: str) -> str:
-    runs = [row["finders"][name] for row in result["events"] if row["finders"][name]["refused"] is None]
+    runs = _judged(result, name)
     threads = result["threads"][name]
     median = np.median([sum(run["seconds"].values()) for run in runs])
     processor = np.median([run["cpu_seconds"] for run in runs])

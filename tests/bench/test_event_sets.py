@@ -1,6 +1,8 @@
+import shutil
+
 import pytest
 
-from tritrack.bench.event_sets import for_each, read_sets
+from tritrack.bench.event_sets import for_each, name_of, read_sets
 from tritrack.events.event import EventError
 from tritrack.events.parquet import event_file, write_event
 from tritrack.failures import UsageError
@@ -29,6 +31,13 @@ def test_the_first_events_of_each_set(folder, first, n_events):
 def test_more_numbers_than_sets_are_refused():
     with pytest.raises(UsageError, match=r"1 2 3: 3 numbers given for 2 sets of events"):
         for_each([1, 2, 3], 2)
+
+
+def test_a_set_has_the_name_of_its_folder(folder):
+    for name in ("pu0.5", "pu0.7"):
+        shutil.copytree(folder / "a" / "few", folder / name)
+    assert list(read_sets([folder / "pu0.5", folder / "pu0.7"])) == ["pu0.5", "pu0.7"]
+    assert name_of(folder / "a" / "few" / event_file(0)) == "event000000000"
 
 
 def test_two_sets_of_one_name_are_refused(folder):

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 
 from tritrack.ensemble_repo.config import model_configs
 from tritrack.ensemble_repo.images import PINNED, find_image
-from tritrack.ensemble_repo.plan import ADAPTER_FILE, plan_fused, plan_steps
+from tritrack.ensemble_repo.plan import ADAPTER_FILE, Instances, plan_fused, plan_steps
 from tritrack.ensemble_repo.render import RepositoryError, render_repository
 from tritrack.ensemble_repo.steps import load_step
 from tritrack.rules.finder import RuleFinder
@@ -252,6 +252,28 @@ def test_a_failure_keeps_the_earlier_repository(small_engines: Path, tmp_path: P
         render(engines, out)
     assert (out / "gnn" / "1" / "gnn.onnx").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "engines"}
+
+
+def test_what_lies_beside_a_repository_is_left_alone(small_engines: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "repository.new"
+    beside.mkdir()
+    (beside / "thesis.tex").write_text("years of work")
+    render(small_engines, tmp_path / "repository")
+    assert (beside / "thesis.tex").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "repository.new"}
+
+
+@pytest.mark.parametrize(
+    ("server", "name"), [("embedded", "cut"), ("embedded", "chain"), ("container", "track_fit")]
+)
+def test_instances_of_a_step_that_is_not_there(
+    small_engines: Path, tmp_path: Path, server: Any, name: str
+) -> None:
+    with pytest.raises(
+        RepositoryError, match=f"instances: no step {name} in this repository, there are .*gnn"
+    ):
+        render(small_engines, tmp_path / "repository", server=server, instances=Instances(of={name: 2}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(small_engines: Path, tmp_path: Path) -> None:

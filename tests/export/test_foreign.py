@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ onnx_parser = pytest.importorskip("onnx.parser")
 from tritrack.ensemble_repo.render import render_repository
 from tritrack.events.event import Event
 from tritrack.export.cases import drawn_cases, drawn_hits
-from tritrack.export.foreign import Foreign, ForeignError, gate_foreign, wrap_foreign
+from tritrack.export.foreign import Foreign, ForeignError, gate_foreign, join_networks, wrap_foreign
 from tritrack.export.gates import GateError, require
 from tritrack.export.onnx import export_engines
 from tritrack.stages.card import ForeignStage, read_card
@@ -229,6 +230,25 @@ def test_hits_in_another_order(foreign, tmp_path):
         require(
             gate_foreign(load(given, tmp_path), spec=NETWORKS["gnn"], card=given.card, cases=drawn_cases())
         )
+
+
+def test_the_cards_hash_covers_weights_beside_the_file(foreign, small_weights, tmp_path):
+    given = foreign()
+    path = given.files["gnn"]
+    (alone,) = {join_networks(given, small_weights)[0].sha256["gnn.onnx"] for _ in range(2)}
+    assert alone == hashlib.sha256(path.read_bytes()).hexdigest()
+    hashes = set()
+    for weight in (1.0, 2.0):
+        model = onnx.load(path)
+        weights = np.full(1000, weight, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+        onnx.save(model, tmp_path / "beside.onnx", save_as_external_data=True, location="beside.data")
+        beside = replace(given, files={"gnn": tmp_path / "beside.onnx"})
+        hashes.add(join_networks(beside, small_weights)[0].sha256["gnn.onnx"])
+        (tmp_path / "beside.data").unlink()
+    assert len(hashes) == 2
+    with pytest.raises(ForeignError, match=r"beside\.data: missing, .*beside\.onnx has its weights there"):
+        join_networks(beside, small_weights)
 
 
 def test_a_chain_with_a_foreign_stage_is_served_like_any(foreign, small_weights, small_engines, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def test_a_broken_engine_fails(small_weights, output):
     assert [result.passed for result in results] == [False]
 
 
-def test_graph_passes(small_weights):
+@pytest.mark.parametrize("graph", ["radius", "knn"])
+def test_graph_passes(small_weights, graph):
     card, networks = load_weights(small_weights)
     cases = [
         *CASES,
@@ -102,21 +104,33 @@ def test_graph_passes(small_weights):
     require(
         gate_graph(
             embed=partial(run_network, networks["embedding"]),
-            radius=card.point().cuts.radius,
-            windows=card.point().cuts.windows,
+            cuts=replace(card.point().cuts, graph=graph, k=4),
             cases=cases,
         )
     )
 
 
-def test_a_graph_that_loses_a_pair_fails(small_weights, monkeypatch):
-    whole = gates.radius_graph
-    monkeypatch.setattr(gates, "radius_graph", lambda *a, **k: whole(*a, **k)[:, 1:])
+def test_a_graph_of_other_neighbours_fails(small_weights, monkeypatch):
+    whole = gates.search_on_host
+    monkeypatch.setattr(gates, "search_on_host", lambda cuts: whole(replace(cuts, k=cuts.k + 1)))
     card, networks = load_weights(small_weights)
     results = gate_graph(
         embed=partial(run_network, networks["embedding"]),
-        radius=card.point().cuts.radius,
-        windows=card.point().cuts.windows,
+        cuts=replace(card.point().cuts, graph="knn", k=4),
+        cases=CASES,
+    )
+    with pytest.raises(GateError, match=r"^graph: deviates by \d+ from its reference"):
+        require(results)
+
+
+@pytest.mark.parametrize("graph", ["radius", "knn"])
+def test_a_graph_that_loses_a_pair_fails(small_weights, monkeypatch, graph):
+    whole = gates.search_on_host
+    monkeypatch.setattr(gates, "search_on_host", lambda cuts: lambda *a, **k: whole(cuts)(*a, **k)[:, 1:])
+    card, networks = load_weights(small_weights)
+    results = gate_graph(
+        embed=partial(run_network, networks["embedding"]),
+        cuts=replace(card.point().cuts, graph=graph, k=4),
         cases=CASES,
     )
     with pytest.raises(GateError, match=r"^graph: deviates by 1 from its reference"):

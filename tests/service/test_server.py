@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -234,6 +235,19 @@ def test_the_log_is_kept_where_it_is_wanted(one_step: Path, tmp_path: Path) -> N
         with pytest.raises(ServerStartError, match="runs already"):
             server.start()
     assert "labelling_fast: loaded from" in log.read_text()
+
+
+def test_a_log_that_cannot_be_written_leaves_nothing(
+    one_step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(SHM.iterdir())
+    with pytest.raises(
+        ServerStartError, match=r"gone/server\.log: cannot be written: No such file or directory"
+    ):
+        Server(one_step, log=tmp_path / "gone" / "server.log").start()
+    assert list(tmp_path.iterdir()) == []
+    assert not [region for region in set(SHM.iterdir()) - before if "tritrack" in region.name]
 
 
 def _wheel_binary() -> Path:

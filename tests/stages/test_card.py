@@ -38,6 +38,15 @@ CARD = ModelCard(
 )
 
 
+TRAINING = {
+    "seed": 1,
+    "sets": [{"n_events": 1, "simulation": None, "n_hits": 2}],
+    "steps": {},
+    "minutes": {},
+    "versions": {},
+}
+
+
 def test_a_card_comes_back_as_it_was(tmp_path):
     (tmp_path / CARD_FILE).write_bytes(CARD.to_json())
     card = read_card(tmp_path)
@@ -82,6 +91,12 @@ def test_foreign_stages_are_in_the_card_where_there_are_any(tmp_path):
         ({"working_points": {"best": {"metrics": {}}}}, r"missing required field `cuts`"),
         ({"working_points": {"best": {"cuts": {"windows": {"min_chain": 65}}}}}, r"Expected `int` <= 64"),
         ({"contract_version": 0}, r"speaks contract version 0"),
+        ({"limit": {"max_hits": 1}}, r"a card has no field limit"),
+        ({"training": TRAINING}, r"a card has no field training\.sets\.0\.n_hits"),
+        (
+            {"limits": {"max_hits": 1, "max_pairs": 1, "max_edges": 1, "max_track": 1}},
+            r"no field limits\.max_track",
+        ),
     ],
 )
 def test_a_card_that_cannot_be_used(tmp_path, change, sentence):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from tritrack.stages.card import Windows
 from tritrack.stages.contract import ContractError
 from tritrack.stages.graph import FLAT_SEARCH_HITS
 from tritrack.stages.reference import radius_pairs
+from tritrack.stages.stage import set_compiled_threads
 
 NO_LIMIT = 1 << 30
 OPEN = Windows(max_z0=1e12, max_curvature=1e12, overlap=1e12)
@@ -125,6 +127,17 @@ def test_knn_graph_holds_the_nearest_within_the_radius(cloud, k):
     assert found <= wanted
     if k >= len(hits):
         assert wanted - either <= found
+
+
+def test_knn_graph_has_the_threads_of_the_compiled_loops():
+    import faiss
+
+    for threads in (2, 1):
+        set_compiled_threads(threads)
+        knn_graph(
+            np.ones((9, 3), np.float32), np.eye(9, dtype=np.float32), k=1, radius=9.0, max_pairs=NO_LIMIT
+        )
+        assert faiss.omp_get_max_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
 
 
 def test_knn_graph_keeps_k_neighbours():

@@ -15,6 +15,7 @@ import pytest
 
 from tritrack.ensemble_repo.images import PINNED
 from tritrack.ensemble_repo.plan import IN_FLIGHT
+from tritrack.service.installation import SETTINGS
 from tritrack.service.repository import STEP_SHM, gpu_memory_at_limits, shared_memory_at_limits
 from tritrack.stages.card import read_card
 from tritrack.stages.contract import NATIVE_STEPS
@@ -59,6 +60,12 @@ def test_a_server_on_a_gpu_has_room_for_its_tensors() -> None:
         r"^CMD (\[\"tritonserver\".*\])$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE
     )
     assert re.findall(r"^ +- (\S+)$", gpu, re.MULTILINE)[: len(json.loads(command))] == json.loads(command)
+
+
+def test_an_image_has_the_launchers_settings() -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    found = dict(re.findall(r"^ENV (\w+)=(\S+)$", dockerfile, re.MULTILINE))
+    assert SETTINGS.items() <= found.items()
 
 
 def test_a_server_on_a_gpu_has_torch() -> None:
