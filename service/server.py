@@ -76,7 +76,8 @@ class Server:
     log
         File for the server's log; None keeps it only while the server runs.
     start_timeout, stop_timeout
-        Seconds to become ready; seconds to end by itself before it is killed.
+        Seconds to become ready, at a machine's first start with all that is compiled; seconds to end by itself before it
+        is killed.
 
     Attributes
     ----------
@@ -94,7 +95,7 @@ class Server:
         models: Sequence[str] = (),
         in_flight: int = IN_FLIGHT,
         log: Path | None = None,
-        start_timeout: float = 120.0,
+        start_timeout: float = 300.0,
         stop_timeout: float = 20.0,
     ) -> None:
         self.repository = repository.resolve()
