@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from tritrack.stages.card import ModelCard, WorkingPointName
     from tritrack.stages.contract import TensorSpec
     from tritrack.stages.pipeline import Pipeline
-    from tritrack.stages.stage import Stage
 
     Tensors = Mapping[str, Any]
     Outputs = dict[str, Any]
@@ -87,15 +86,15 @@ def load_step(
         from tritrack.stages.pipeline import Pipeline  # here: it imports ONNX Runtime
 
         chain = Pipeline.load(folder, threads=threads, working_point=working_point, device=device)
-        _warm_up(chain.stages, chain.card)
+        _warm_up(chain.stages, _event_of(chain.card))
         return partial(_find, chain)
     if computes in (RULE_FINDER.name, FIT_STEP.name):
         step = _load_rules(computes, folder)
-        step(small_event(n_columns=N_COLUMNS, embedding_dim=1))
+        _warm_up([step], small_event(n_columns=N_COLUMNS, embedding_dim=1))
         return step
     spec = next(spec for spec in (*STAGES, CUT_STEP) if spec.name == computes)
     stage = load_stage(spec, folder, threads=threads, working_point=working_point, device=device)
-    _warm_up([stage], stage.card)
+    _warm_up([stage], _event_of(stage.card))
     return stage
 
 
@@ -107,11 +106,14 @@ def _load_rules(computes: str, folder: Path) -> Callable[[Tensors], Outputs]:
     return partial(_find_by_rules, RuleFinder.load(folder))
 
 
-def _warm_up(stages: Iterable[Stage], card: ModelCard) -> None:
-    event = small_event(n_columns=len(card.columns), embedding_dim=card.networks.embedding_dim)
-    for stage in stages:
-        with suppress(ContractError):  # the card's limits are smaller than this event
-            stage(event)
+def _event_of(card: ModelCard) -> Tensors:
+    return small_event(n_columns=len(card.columns), embedding_dim=card.networks.embedding_dim)
+
+
+def _warm_up(steps: Iterable[Callable[[Tensors], Outputs]], event: Tensors) -> None:
+    for step in steps:
+        with suppress(ContractError):  # the limits are smaller than this event
+            step(event)
 
 
 def _enter(card: ModelCard, tensors: Tensors) -> Outputs:
