@@ -112,4 +112,6 @@ def test_the_page_holds_everything_in_itself(measured):
     assert len(list(measured.glob("plots-1/**/*.png"))) == 15
     for words in ("Where tritrack lost them", "event 101 by tritrack", "impact_max", "double majority"):
         assert words in page
+    # Times are of the event that both finders take, as rates are.
+    assert re.findall(r"Time: [^<]*, (\d+) events<", page) == ["1", "1"]
     assert write_page([measured / RESULT_FILE] * 2, out=measured / "both").read_text().count("<img") == 30
