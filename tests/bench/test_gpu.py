@@ -10,7 +10,7 @@ pytest.importorskip("numba")
 pytest.importorskip("onnxruntime")
 
 from tritrack.bench.gpu import time_device_chain, time_device_stages
-from tritrack.stages.contract import EDGE_INDEX, GRAPH_STAGE, STAGES
+from tritrack.stages.contract import EDGE_INDEX, FILTER_STAGE, GRAPH_STAGE, STAGES
 from tritrack.stages.pipeline import Pipeline
 
 
@@ -26,7 +26,7 @@ def test_each_stage_on_a_device_is_timed(small_engines, small_event):
 def test_the_chain_on_a_device_is_timed(small_engines, small_event):
     rows = time_device_chain(small_engines, small_event, threads=1, device="cpu", repeats=2)
     # Torch's tensors on the CPU stand for a GPU's; ONNX Runtime takes the host's.
-    there = {GRAPH_STAGE}
+    there = {GRAPH_STAGE, FILTER_STAGE}
     assert [row.stage for row in rows] == [
         f"{spec.name}, device chain, on {'cpu' if spec in there else 'the host'}" for spec in STAGES
     ]
