@@ -33,8 +33,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tritrack.service.protocol import StepStatistics
+
 TIMEOUT = 60.0
 """Seconds that a request may take, if nothing else is said."""
+
+
+LOOKS = 10
+"""At the server's account, at most, until it stands still."""
 
 
 class LoadError(ValueError):
@@ -316,7 +322,7 @@ async def _measure(
     try:
         served = await connections[0].served(model)
         await _warm_up(connections, islice(cycle(written), warm_up))
-        before = await connections[0].statistics(served.steps)
+        before = await _account(connections[0], served)
         tally = Tally()
         with Watch(pid) as watch:
             start, cpu = time.perf_counter(), time.process_time()
@@ -327,12 +333,26 @@ async def _measure(
             seconds=seconds,
             cpu_seconds=cpu_seconds,
             before=before,
-            after=await connections[0].statistics(served.steps),
+            after=await _account(connections[0], served),
             use=watch.use,
         )
     finally:
         for connection in connections:
             await connection.close()
+
+
+async def _account(connection: Connection, served: Served) -> tuple[StepStatistics, ...]:
+    """Return the server's account once two looks agree: a step reports only after it has answered.
+
+    Where others use the server, too, they may never agree; then it is the last one.
+    """
+    account = await connection.statistics(served.steps)
+    for _ in range(LOOKS):
+        await asyncio.sleep(0.02)
+        earlier, account = account, await connection.statistics(served.steps)
+        if account == earlier:
+            break
+    return account
 
 
 async def _drive_clients(
