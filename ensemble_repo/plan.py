@@ -58,9 +58,6 @@ CHAIN = StageSpec(name="chain", inputs=(HITS,), outputs=(TRACK_LABEL,))
 RULE_FINDER = StageSpec(name="rule_finder", inputs=(HITS,), outputs=(TRACK_LABEL,))
 """The rule-based finder."""
 
-COMPUTED = tuple(spec.name for spec in (ENTRY_STEP, *NATIVE_STEPS, CHAIN, RULE_FINDER, FIT_STEP))
-"""What a step can compute."""
-
 PYTHON_FILES = (CARD_FILE, RULES_FILE)
 """The version folder of every model that runs in Python holds one of these."""
 
@@ -112,8 +109,6 @@ class Instances:
         for name, count in {"each": self.each, **self.of}.items():
             if count < 1:
                 raise PlanError(f"instances: {count} given for {name}, at least 1 wanted")
-        if unknown := [name for name in self.of if name not in COMPUTED]:
-            raise PlanError(f"instances: no step {unknown[0]}, there are {', '.join(COMPUTED)}")
 
     def count(self, step: Step) -> int:
         """Return the instances of a step."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tritrack.ensemble_repo.config import config_text, model_configs
 from tritrack.ensemble_repo.images import PINNED, check_engines, find_image
@@ -24,7 +23,10 @@ from tritrack.stages.card import ENSEMBLE, read_card
 from tritrack.stages.plan_file import plan_file
 
 if TYPE_CHECKING:
-    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, Instances, ServerKind, Step
 
 VERSION = "1"
 """Triton's version of every model: a repository holds one set of weights."""
@@ -97,11 +99,7 @@ def render_repository(
         *(plan_fused(card, engine) if fused else ()),
         *(plan_rules() if rules is not None else ()),
     ]
-    there = dict.fromkeys(step.computes for step in steps)
-    if absent := [name for name in instances.of if name not in there]:
-        raise RepositoryError(
-            f"instances: no step {absent[0]} in this repository, there are {', '.join(there)}"
-        )
+    _check_instances(instances, steps)
     if server == "container":
         native = [engines / step.files[0] for step in steps if step.backend in NATIVE]
         native = [path for path in native if path.is_file()]
@@ -122,27 +120,38 @@ def render_repository(
         gpu_memory=gpu_memory,
         instances=instances,
     )
-    files = {
-        Path(step.name, VERSION, file): _source(file, engines=engines, rules=rules)
+    sources = {
+        (step.name, file): _source(file, engines=engines, rules=rules)
         for step in steps
         for file in step.files
     }
-    for path, source in files.items():
+    for (name, _), source in sources.items():
         if not source.is_file():
-            raise RepositoryError(f"{source}: missing, the step {path.parts[0]} needs it")
-    # Written beside the target and moved, so that a failure leaves no half of a repository.
+            raise RepositoryError(f"{source}: missing, the step {name} needs it")
+    _write(out, configs, sources)
+
+
+def _write(out: Path, configs: Mapping[str, Any], sources: Mapping[tuple[str, str], Path]) -> None:
+    """Write configurations by model, and the files of each model, beside the target: a failure leaves no half of it."""
     fresh = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         for name, config in configs.items():
             (fresh / name / VERSION).mkdir(parents=True)
             (fresh / name / CONFIG_FILE).write_text(config_text(config))
-        for path, source in files.items():
-            shutil.copyfile(source, fresh / path)
+        for (name, file), source in sources.items():
+            shutil.copyfile(source, fresh / name / VERSION / file)
         if out.exists():
             shutil.rmtree(out)
         fresh.rename(out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _check_instances(instances: Instances, steps: Sequence[Step]) -> None:
+    """Refuse instances of a step that is not there."""
+    there = dict.fromkeys(step.computes for step in steps)
+    if absent := [name for name in instances.of if name not in there]:
+        raise RepositoryError(f"instances: no step {absent[0]} here, there are {', '.join(there)}")
 
 
 def _check_plans(engines: Path, *, server: ServerKind, device: DeviceKind, fused: bool) -> None:

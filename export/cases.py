@@ -12,6 +12,7 @@ from tritrack.stages.contract import FILTER_STAGE, GNN_STAGE
 from tritrack.stages.filtering import PAIRS_AT_ONCE, score_pairs, select_edges
 from tritrack.stages.networks import run_network
 from tritrack.stages.stage import search_on_host
+from tritrack.stages.warm_up import BARREL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tritrack.events.event import Event
     from tritrack.stages.card import Cuts, Limits
 
-_BARREL_R = (32.0, 72.0, 116.0, 172.0, 260.0, 360.0, 500.0, 660.0, 820.0, 1020.0)  # mm
 _MAX_Z = 3000.0  # mm
 
 
@@ -48,7 +48,7 @@ class Case:
 def drawn_hits(*, n_hits: int, seed: int) -> NDArray[np.float32]:
     """Draw hits on cylinders like those of a detector, float32 [n_hits, 3] in mm."""
     rng = np.random.default_rng(seed)
-    r = rng.choice(_BARREL_R, n_hits) + rng.normal(0.0, 2.0, n_hits)
+    r = rng.choice(BARREL, n_hits) + rng.normal(0.0, 2.0, n_hits)
     phi = rng.uniform(-np.pi, np.pi, n_hits)
     z = rng.uniform(-_MAX_Z, _MAX_Z, n_hits)
     hits: NDArray[np.float32] = np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=1).astype(np.float32)
@@ -72,7 +72,7 @@ def drawn_helices(*, n_tracks: int, seed: int) -> tuple[NDArray[np.float32], NDA
         int32 [2, n_edges], in no order.
     """
     rng = np.random.default_rng(seed)
-    r = np.array(_BARREL_R)
+    r = BARREL
     radius = rng.uniform(1000.0, 5000.0, (n_tracks, 1)) * rng.choice([-1, 1], (n_tracks, 1))
     half_angle = np.arcsin(r / (2 * radius))
     phi = rng.uniform(-np.pi, np.pi, (n_tracks, 1)) + half_angle

@@ -354,7 +354,7 @@ def translate(
                 f"{name}: no answer from {url} within {timeout:g} s; allow more time or send fewer events at once"
             )
         case "StatusCode.NOT_FOUND":
-            return UnavailableError(f"{name}: {url} has not loaded it ({message})")
+            return UnavailableError(f"{name}: {url} has no such model loaded ({message})")
         case "StatusCode.UNAVAILABLE":
             attempts = "" if retries == 0 else f" after {retries + 1} attempts"
             return UnavailableError(

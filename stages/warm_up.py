@@ -11,8 +11,10 @@ from tritrack.stages.contract import EDGE_INDEX, EDGE_SCORE, EMBEDDING, HITS, PA
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+BARREL = np.array([32.0, 72, 116, 172, 260, 360, 500, 660, 820, 1020])
+"""Radii of the layers of a barrel, in mm."""
+
 _N_TRACKS = 10
-_LAYERS = np.array([32.0, 72, 116, 172, 260, 360, 500, 660, 820, 1020])  # mm
 _CURVATURE_RADIUS = 4000.0  # mm
 
 
@@ -34,17 +36,17 @@ def small_event(*, n_columns: int, embedding_dim: int) -> dict[str, NDArray[Any]
     dict
         HITS, EMBEDDING, EDGE_INDEX, PAIR_SCORE, EDGE_SCORE and TRACK_LABEL, of 100 hits and 90 edges.
     """
-    track = np.repeat(np.arange(_N_TRACKS), _LAYERS.size)
-    r = np.tile(_LAYERS, _N_TRACKS)
+    track = np.repeat(np.arange(_N_TRACKS), BARREL.size)
+    r = np.tile(BARREL, _N_TRACKS)
     phi = 2 * np.pi * track / _N_TRACKS + np.arcsin(r / (2 * _CURVATURE_RADIUS))
     slope = np.linspace(-1.0, 1.0, _N_TRACKS)[track]
     hits = np.zeros((track.size, n_columns), dtype=HITS.dtype)
     hits[:, :3] = np.stack([r * np.cos(phi), r * np.sin(phi), slope * r], axis=1)
     embedding = np.zeros((track.size, embedding_dim), dtype=EMBEDDING.dtype)
     embedding[:, 0] = 100.0 * track
-    inner = np.flatnonzero(r < _LAYERS[-1])
+    inner = np.flatnonzero(r < BARREL[-1])
     edges = np.stack([inner, inner + 1]).astype(EDGE_INDEX.dtype)
-    in_the_middle = r[inner] == _LAYERS[_LAYERS.size // 2 - 1]
+    in_the_middle = r[inner] == BARREL[BARREL.size // 2 - 1]
     score = np.where(in_the_middle, 0.02, 0.999)
     return {
         HITS.name: hits,

@@ -183,20 +183,15 @@ def tune(
     default: Annotated[
         WorkingPointName | None, typer.Option(help="Another working point where none is named.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the rules; rules if not given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the rules (rules).")] = None,
     min_pt: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1, help="Momentum that the rules look for tracks from, in GeV; 0.75 if not given."
-        ),
+        float | None, typer.Option(min=0.1, help="Momentum that rules look for tracks from, in GeV (0.75).")
     ] = None,
     field: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="The detector's field along the beam, in T; 2 if not given."),
+        float | None, typer.Option(min=0.01, help="The detector's field along the beam, in T (2).")
     ] = None,
     max_hits: Annotated[
-        int | None,
-        typer.Option(min=1, help="Largest event the rules will take, in hits; 300,000 if not given."),
+        int | None, typer.Option(min=1, help="Largest event the rules will take, in hits (300,000).")
     ] = None,
 ) -> None:
     """Choose the cuts of the working points anew, into the model card; or derive rules from events."""
@@ -205,14 +200,7 @@ def tune(
             raise UsageError(
                 "tune: --finder rules takes --validation, --out, --name, --min-pt, --field and --max-hits"
             )
-        _derive_rules(
-            validation,
-            out=out,
-            name="rules" if name is None else name,
-            min_pt=0.75 if min_pt is None else min_pt,
-            field=2.0 if field is None else field,
-            max_hits=300_000 if max_hits is None else max_hits,
-        )
+        _derive_rules(validation, out=out, name=name, min_pt=min_pt, field=field, max_hits=max_hits)
         return
     if (name, min_pt, field, max_hits) != (None,) * 4:
         raise UsageError("tune: --name, --min-pt, --field and --max-hits are of --finder rules")
@@ -266,7 +254,13 @@ def _choose_cuts(
 
 
 def _derive_rules(
-    validation: list[Path], *, out: Path, name: str, min_pt: float, field: float, max_hits: int
+    validation: list[Path],
+    *,
+    out: Path,
+    name: str | None,
+    min_pt: float | None,
+    field: float | None,
+    max_hits: int | None,
 ) -> None:
     from tritrack.events.source import read_all
     from tritrack.rules.tuning import derive_rules
@@ -276,7 +270,12 @@ def _derive_rules(
         raise UsageError("tune: two folders of --validation have one name; their metrics go by it")
     sets = {folder.name: list(read_all([folder])) for folder in validation}
     rules = derive_rules(
-        sets, name=name, min_pt=min_pt, field=field, max_hits=max_hits, on_note=console.print
+        sets,
+        name=name or "rules",
+        min_pt=min_pt or 0.75,
+        field=field or 2.0,
+        max_hits=max_hits or 300_000,
+        on_note=console.print,
     )
     console.print(f"{write_rules(rules, out)}: rules {rules.name}", markup=False)
 

@@ -346,10 +346,6 @@ def test_instances_of_each_step(server: Any, device: Any) -> None:
         (["gnn=-1"], "instances: gnn=-1 given, a number or STEP=NUMBER wanted"),
         (["0"], "instances: 0 given for each, at least 1 wanted"),
         (["2", "gnn=0"], "instances: 0 given for gnn, at least 1 wanted"),
-        (
-            ["gn=2"],
-            "instances: no step gn, there are entry, embedding, graph, filter, cut, gnn, labelling, chain, .*",
-        ),
     ],
 )
 def test_instances_that_cannot_be(words: list[str], sentence: str) -> None:

@@ -264,14 +264,13 @@ def test_what_lies_beside_a_repository_is_left_alone(small_engines: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("server", "name"), [("embedded", "cut"), ("embedded", "chain"), ("container", "track_fit")]
+    ("server", "name"),
+    [("embedded", "cut"), ("embedded", "chain"), ("embedded", "gn"), ("container", "track_fit")],
 )
 def test_instances_of_a_step_that_is_not_there(
     small_engines: Path, tmp_path: Path, server: Any, name: str
 ) -> None:
-    with pytest.raises(
-        RepositoryError, match=f"instances: no step {name} in this repository, there are .*gnn"
-    ):
+    with pytest.raises(RepositoryError, match=f"instances: no step {name} here, there are .*gnn"):
         render(small_engines, tmp_path / "repository", server=server, instances=Instances(of={name: 2}))
     assert list(tmp_path.iterdir()) == []
 

@@ -244,6 +244,15 @@ def test_the_server_says_what_it_serves(finder: TrackFinder, chain: Pipeline, se
     assert info.server_version
 
 
+def test_a_model_that_is_not_loaded_is_named(server: Server, hits_of: HitsOf) -> None:
+    for find in (TrackFinder.find, lambda finder, _: finder.statistics()):
+        with (
+            TrackFinder(server.url, model="track_findr") as finder,
+            pytest.raises(UnavailableError, match=rf"{server.url} has no such model loaded .*track_findr"),
+        ):
+            find(finder, hits_of(3))
+
+
 def test_the_server_counts_its_work(
     finder: TrackFinder, hits_of: HitsOf, account_of: Callable[..., Any]
 ) -> None:

@@ -125,10 +125,6 @@ def test_misuse(run, tmp_path, event_folder, true_tracks, arguments, sentence):
             ("repository", "--engines", "{tmp}", "--out", "{tmp}/r"),
             r"tritrack: .*card\.json: no model card there",
         ),
-        (
-            ("repository", "--engines", "{tmp}", "--out", "{tmp}/r", "--instances", "gn=2"),
-            r"tritrack: instances: no step gn, there are .*",
-        ),
         ((*LOAD, "--rate", 0), r"tritrack: rate: 0 given, above 0 wanted"),
     ],
 )
