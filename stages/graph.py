@@ -12,8 +12,10 @@ import numba
 import numpy as np
 
 from tritrack.stages.chains import in_chains
+from tritrack.stages.columns import search_ranges
+from tritrack.stages.compaction import LANES, append_places
 from tritrack.stages.contract import check_pairs
-from tritrack.stages.pair_order import inner_first, sort_pairs
+from tritrack.stages.pair_order import group_by_first, inner_first, is_inner, sort_pairs, squared_distance
 from tritrack.stages.windows import bounds, geometry, is_possible, possible_pairs
 
 if TYPE_CHECKING:
@@ -21,15 +23,6 @@ if TYPE_CHECKING:
 
     from tritrack.stages.card import Windows
     from tritrack.stages.windows import Bounds, Geometry
-
-N_AXES = 3
-"""Principal axes of the cells: the learned space is nearly flat, so three hold most of its spread."""
-
-SLICES = 4
-"""Parts of a cell along the last axis: fewer hits lie within whole ones than within three cells."""
-
-MAX_CELLS = 1 << 20
-"""Cells along one axis: three axes, one of them in slices, still fit an int64."""
 
 AXES_AT_ONCE = 4
 """Axes of the learned space whose part of the distances is added in one loop."""
@@ -51,9 +44,7 @@ def radius_graph(
 ) -> NDArray[np.int32]:
     """Return every pair of hits within a radius of each other in the learned space that passes the windows.
 
-    Hits are sorted into cells of the radius along the first three principal axes of the embedding, and
-    only neighbouring cells are compared, in all dimensions. A projection never lengthens a distance, so
-    no pair is missed.
+    Hits are compared, in all dimensions, with those that can be within the radius (:mod:`tritrack.stages.columns`).
 
     Parameters
     ----------
@@ -80,12 +71,7 @@ def radius_graph(
     """
     if hits.shape[0] < 2:
         return np.empty((2, 0), dtype=np.int32)
-    by_cell, first, last = _search(embedding, radius=radius)
-    points = np.ascontiguousarray(embedding[by_cell].T)
-    squared = np.float32(radius) * np.float32(radius)
-    pairs = _find_all(
-        points, geometry(hits[by_cell]), first, last, squared, bounds(windows), by_cell, max_pairs=max_pairs
-    )
+    pairs = _find_all(hits, embedding, radius=radius, windows=windows, max_pairs=max_pairs)
     return _chained(hits, pairs, windows=windows)
 
 
@@ -93,7 +79,7 @@ def count_compared(embedding: NDArray[np.float32], *, radius: float) -> int:
     """Return how many pairs of hits :func:`radius_graph` compares, each once; see there for the parameters."""
     if embedding.shape[0] < 2:
         return 0
-    _, first, last = _search(embedding, radius=radius)
+    _, first, last = search_ranges(embedding, radius=radius)
     return int(np.maximum(last - first, 0).sum())
 
 
@@ -148,143 +134,84 @@ def knn_graph(
     pairs = np.stack(np.divmod(unique, n_hits)).astype(np.int32)
     pairs = pairs[:, possible_pairs(hits, pairs, windows=windows)]
     check_pairs(pairs.shape[1], max_pairs=max_pairs)
-    return _chained(hits, pairs, windows=windows)
+    return _chained(hits, inner_first(hits, pairs), windows=windows)
 
 
 def _chained(hits: NDArray[np.float32], pairs: NDArray[np.int32], *, windows: Windows) -> NDArray[np.int32]:
-    """Return the pairs that are on chains, in the contract's order."""
-    pairs = inner_first(hits, pairs)
+    """Return the pairs, inner hit first, that are on chains, in the contract's order."""
+    n_hits = hits.shape[0]
     if windows.min_chain > 1:
         # Before they are sorted: few stay.
+        pairs = group_by_first(pairs, n_hits)
         pairs = pairs.take(np.flatnonzero(in_chains(hits, pairs, windows=windows)), axis=1)
-    return sort_pairs(pairs, hits.shape[0])
-
-
-def _search(
-    embedding: NDArray[np.float32], *, radius: float
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the hits sorted by cell, int32 [n_hits], and the ranges of :func:`_search_ranges`."""
-    cells, shape = _cells(embedding, radius=radius)
-    keys = (cells[:, 0] * shape[1] + cells[:, 1]) * shape[2] + cells[:, 2]
-    by_cell = np.argsort(keys, kind="stable")
-    return by_cell.astype(np.int32), *_search_ranges(keys[by_cell], shape)
-
-
-def _cells(embedding: NDArray[np.float32], *, radius: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the cell of each hit along the principal axes, int64 [n_hits, 3], and the cells per axis."""
-    centred = embedding.astype(np.float64)
-    centred -= centred.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    along = centred @ axes[:, ::-1][:, :N_AXES]
-    along -= along.min(axis=0)
-    # A hair over the radius: rounding in the projection must not push a neighbour two cells away. Larger
-    # cells only cost time; they keep the number of cells countable when a few hits lie far away.
-    size = np.maximum(radius * 1.0001, along.max(axis=0) / MAX_CELLS)
-    size[N_AXES - 1 :] /= SLICES
-    cells = np.floor(along / size).astype(np.int64)
-    if cells.shape[1] < N_AXES:
-        cells = np.pad(cells, ((0, 0), (0, N_AXES - cells.shape[1])))
-    return cells, cells.max(axis=0) + 1
-
-
-def _search_ranges(
-    keys: NDArray[np.int64], shape: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sorted positions that each hit is compared with, as ranges int64 [5, n_hits].
-
-    Along the last axis the cells within the radius are one contiguous range. Of the nine such columns a
-    pair of cells is visited from one side only: the own column from the hit onwards, and four others.
-    """
-    n_hits = keys.size
-    last_cell = keys % shape[2]
-    column = keys // shape[2]
-    x, y = column // shape[1], column % shape[1]
-    first = np.empty((5, n_hits), dtype=np.int64)
-    last = np.empty((5, n_hits), dtype=np.int64)
-    low, high = np.maximum(last_cell - SLICES, 0), np.minimum(last_cell + SLICES, shape[2] - 1)
-    for row, (dx, dy) in enumerate([(0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]):
-        inside = (x + dx < shape[0]) & (y + dy >= 0) & (y + dy < shape[1])
-        base = ((x + dx) * shape[1] + y + dy) * shape[2]
-        first[row] = np.where(inside, np.searchsorted(keys, base + low, side="left"), 0)
-        last[row] = np.where(inside, np.searchsorted(keys, base + high, side="right"), 0)
-    first[0] = np.arange(1, n_hits + 1)
-    return first, last
+    return sort_pairs(pairs, n_hits)
 
 
 def _find_all(
-    points: NDArray[np.float32],
-    place: Geometry,
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    squared_radius: np.float32,
-    limits: Bounds,
-    by_cell: NDArray[np.int32],
+    hits: NDArray[np.float32],
+    embedding: NDArray[np.float32],
     *,
+    radius: float,
+    windows: Windows,
     max_pairs: int,
 ) -> NDArray[np.int32]:
-    """Return the pairs of hits, int32 [2, n_pairs] (raises ContractError over ``max_pairs``)."""
-    n_hits = points.shape[1]
-    found: list[NDArray[np.int32]] = []
-    counts = np.zeros(n_hits, dtype=np.int64)
+    """Return the pairs within the radius that pass the windows, inner hit first; see :func:`radius_graph`."""
+    n_hits = hits.shape[0]
+    order, first, last = search_ranges(embedding, radius=radius)
     # Zeros change no distance.
-    points = np.pad(points, ((0, -points.shape[0] % AXES_AT_ONCE), (0, 0)))
+    wide = np.pad(embedding, ((0, 0), (0, -embedding.shape[1] % AXES_AT_ONCE)))
+    points = np.ascontiguousarray(wide[order].T)
+    distance, place, limits = squared_distance(hits)[order], geometry(hits[order]), bounds(windows)
+    squared_radius = np.float32(radius) * np.float32(radius)
 
     def search(begin: int) -> NDArray[np.int32]:
         end = min(begin + HITS_AT_ONCE, n_hits)
         return _neighbours(
-            points, place, first, last, squared_radius, limits, by_cell, begin, end, max_pairs, counts
+            *(points, first, last, squared_radius, place, limits, distance, order), begin, end, max_pairs
         )
 
+    found: list[NDArray[np.int32]] = []
     with ThreadPoolExecutor(numba.get_num_threads()) as threads:
         n_pairs = 0
         for piece in threads.map(search, range(0, n_hits, HITS_AT_ONCE)):
             found.append(piece)
-            n_pairs += piece.size
+            n_pairs += piece.shape[1]
             if n_pairs > max_pairs:
                 threads.shutdown(cancel_futures=True)
                 break
     check_pairs(n_pairs, max_pairs=max_pairs)
-    pairs = np.empty((2, n_pairs), dtype=np.int32)
-    pairs[0] = np.repeat(by_cell, counts)
-    np.concatenate(found, out=pairs[1])
-    return pairs
+    return np.concatenate(found, axis=1)
 
 
 @numba.njit(cache=True, nogil=True)
 def _neighbours(
     points: NDArray[np.float32],
-    place: Geometry,
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     squared_radius: np.float32,
+    place: Geometry,
     limits: Bounds,
-    by_cell: NDArray[np.int32],
+    distance: NDArray[np.float64],
+    order: NDArray[np.int32],
     begin: int,
     end: int,
     max_pairs: int,
-    counts: NDArray[np.int64],
 ) -> NDArray[np.int32]:
-    """Return the neighbours of hits ``begin`` to ``end`` in their ranges, one hit after the other, and count them.
+    """Return the pairs of sorted hits ``begin`` to ``end`` with those in their ranges, inner hit first.
 
     The hit with which they are more than ``max_pairs`` is the last.
     """
-    longest = 0
-    for hit in range(begin, end):
-        for row in range(first.shape[0]):
-            longest = max(longest, last[row, hit] - first[row, hit])
-    squared = np.empty(longest, dtype=np.float32)
-    near = np.empty(longest, dtype=np.int64)
-    found = np.empty(64 * (end - begin) + longest, dtype=np.int32)
+    most = np.maximum(last[:, begin:end] - first[:, begin:end], 0).sum(axis=0).max()
+    squared = np.empty(most + LANES, dtype=np.float32)
+    near = np.empty(most, dtype=np.int32)
+    possible = np.empty(most, dtype=np.bool_)
+    found = np.empty((2, 64 * (end - begin) + most), dtype=np.int32)
     count = 0
     for hit in range(begin, end):
-        before = count
-        for row in range(first.shape[0]):
-            start = first[row, hit]
-            n = max(last[row, hit] - start, 0)
-            if count + n > found.size:
-                more = np.empty(2 * found.size + n, dtype=np.int32)
-                more[:count] = found[:count]
-                found = more
+        n_near = 0
+        for i in range(first.shape[0]):
+            start = first[i, hit]
+            n = max(last[i, hit] - start, 0)
             # One loop for some axes: it compiles to vectors.
             for there in range(n):
                 squared[there] = np.float32(0.0)
@@ -297,15 +224,25 @@ def _neighbours(
                     da, db = along_a[there] - at_a, along_b[there] - at_b
                     dc, dd = along_c[there] - at_c, along_d[there] - at_d
                     squared[there] = squared[there] + da * da + db * db + dc * dc + dd * dd
-            # No branch on what is near: it could not be foreseen.
-            n_near = 0
-            for there in range(n):
-                near[n_near] = start + there
-                n_near += squared[there] <= squared_radius
-            for other in near[:n_near]:
-                found[count] = by_cell[other]
-                count += is_possible(place, hit, other, limits)
-        counts[hit] = count - before
+            n_near = append_places(squared, n, squared_radius, start, near, n_near)
+        for i in range(n_near):
+            possible[i] = is_possible(place, hit, near[i], limits)
+        # No branch on what stays: it could not be foreseen.
+        n_pairs = 0
+        for i in range(n_near):
+            near[n_pairs] = near[i]
+            n_pairs += possible[i]
+        if count + n_pairs > found.shape[1]:
+            more = np.empty((2, 2 * found.shape[1] + n_pairs), dtype=np.int32)
+            more[:, :count] = found[:, :count]
+            found = more
+        a = order[hit]
+        for other in near[:n_pairs]:
+            b = order[other]
+            inner = is_inner(distance[hit], a, distance[other], b)
+            found[0, count] = a if inner else b
+            found[1, count] = b if inner else a
+            count += 1
         if count > max_pairs:
             break
-    return found[:count].copy()
+    return found[:, :count].copy()

@@ -39,7 +39,7 @@ def group(keys: NDArray[np.int32], n_keys: int) -> tuple[NDArray[np.int64], NDAr
 
 
 def inner_first(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:
-    """Put the inner hit of each pair first, and the pairs of an inner hit together, in the order of the hits.
+    """Put the inner hit of each pair first.
 
     Inner is the hit at the smaller distance from the origin; ties go to the lower index.
 
@@ -53,18 +53,29 @@ def inner_first(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:
     Returns
     -------
     ndarray
-        int32 [2, n_pairs].
+        int32 [2, n_pairs], in the same order.
     """
     turned = np.empty(pairs.shape, dtype=np.int32)
     _turn(squared_distance(hits), pairs, turned)
-    starts, by_inner = group(turned[0], hits.shape[0])
-    return _grouped(starts, turned[1], by_inner)
+    return turned
 
 
 def squared_distance(hits: Hits) -> NDArray[np.float64]:
     """Return the hits' squared distances from the origin, float64 [n_hits], mm^2, whatever else they measure."""
     squares: NDArray[np.float64] = np.square(hits[:, :3].astype(np.float64)).sum(axis=1)
     return squares
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def is_inner(distance_a: float, a: int, distance_b: float, b: int) -> bool:
+    """Tell whether hit a, not b, is the inner one, by what :func:`squared_distance` gives for them."""
+    return bool((distance_a < distance_b) | ((distance_a == distance_b) & (a < b)))
+
+
+def group_by_first(pairs: Pairs, n_hits: int) -> Pairs:
+    """Put the pairs, int32 [2, n_pairs], of each first hit together, by its index, and else in their order."""
+    starts, order = group(pairs[0], n_hits)
+    return _grouped(starts, pairs[1], order)
 
 
 def sort_pairs(pairs: Pairs, n_hits: int) -> Pairs:
@@ -83,9 +94,18 @@ def orient_pairs(hits: Hits, pairs: NDArray[np.integer[Any]]) -> Pairs:
 def _grouped(starts: NDArray[np.int64], second: NDArray[np.int32], order: NDArray[np.int32]) -> Pairs:
     """Return the first hits, from where the pairs of each start, and the second ones in an order."""
     pairs = np.empty((2, order.size), dtype=np.int32)
-    pairs[0] = np.repeat(np.arange(starts.size - 1, dtype=np.int32), np.diff(starts))
-    pairs[1] = second[order]
+    _fill(starts, second, order, pairs)
     return pairs
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _fill(
+    starts: NDArray[np.int64], second: NDArray[np.int32], order: NDArray[np.int32], pairs: Pairs
+) -> None:
+    for hit in numba.prange(starts.size - 1):
+        for place in range(starts[hit], starts[hit + 1]):
+            pairs[0, place] = hit
+            pairs[1, place] = second[order[place]]
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
@@ -93,7 +113,7 @@ def _turn(distance: NDArray[np.float64], pairs: NDArray[np.integer[Any]], turned
     """Put the hit of each pair that is nearer to the origin first; ties go to the lower index."""
     for pair in numba.prange(pairs.shape[1]):
         a, b = pairs[0, pair], pairs[1, pair]
-        if distance[b] < distance[a] or (distance[a] == distance[b] and b < a):
+        if is_inner(distance[b], b, distance[a], a):
             a, b = b, a
         turned[0, pair], turned[1, pair] = a, b
 

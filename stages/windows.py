@@ -41,22 +41,22 @@ def is_possible(geometry: Geometry, a: int, b: int, limits: Bounds) -> bool:
     limits
         See :func:`bounds`.
     """
+    # Without a branch: what a loop asks of many pairs compiles to vectors.
     max_z0, max_curvature, overlap_squared = limits
-    dx, dy, dz = (
+    dx, dy, dz, dr = (
         geometry[0, b] - geometry[0, a],
         geometry[1, b] - geometry[1, a],
         geometry[2, b] - geometry[2, a],
+        geometry[3, b] - geometry[3, a],
     )
     chord_squared = dx * dx + dy * dy
-    if chord_squared + dz * dz <= overlap_squared:
-        return True
-    dr = geometry[3, b] - geometry[3, a]
+    overlaps = chord_squared + dz * dz <= overlap_squared
     # z at the beam line is (z_a dr - r_a dz) / dr; multiplied out, hits at one radius need no case of their own.
-    if abs(geometry[2, a] * dr - geometry[3, a] * dz) > max_z0 * abs(dr):
-        return False
+    points_back = abs(geometry[2, a] * dr - geometry[3, a] * dz) <= max_z0 * abs(dr)
     # The circle through the beam line and both hits has the curvature 2 sin(dphi) / chord.
     cross = abs(geometry[0, a] * geometry[1, b] - geometry[1, a] * geometry[0, b])
-    return bool(2.0 * cross <= max_curvature * geometry[3, a] * geometry[3, b] * math.sqrt(chord_squared))
+    bends_little = 2.0 * cross <= max_curvature * geometry[3, a] * geometry[3, b] * math.sqrt(chord_squared)
+    return bool(overlaps | (points_back & bends_little))
 
 
 def possible_pairs(

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 numba = pytest.importorskip("numba")
 
 from tritrack.export.cases import drawn_hits
-from tritrack.stages.pair_order import _count_out, group, inner_first, orient_pairs, sort_pairs
+from tritrack.stages.pair_order import (
+    _count_out,
+    group,
+    group_by_first,
+    inner_first,
+    orient_pairs,
+    sort_pairs,
+)
 
 MOST_THREADS = numba.config.NUMBA_NUM_THREADS
 
@@ -43,7 +50,8 @@ def test_parts_of_any_number_sort_alike(n_parts):
 def test_inner_hit_comes_first_and_ties_go_to_the_lower_index():
     hits = np.array([[3, 0, 0], [0, 0, 1], [0, 3, 0], [0, 0, -2]], dtype=np.float32)
     pairs = np.array([[0, 2, 0, 1], [1, 0, 3, 3]], dtype=np.int32)
-    assert inner_first(hits, pairs).T.tolist() == [[0, 2], [1, 0], [1, 3], [3, 0]]
+    assert inner_first(hits, pairs).T.tolist() == [[1, 0], [0, 2], [3, 0], [1, 3]]
+    assert group_by_first(inner_first(hits, pairs), 4).T.tolist() == [[0, 2], [1, 0], [1, 3], [3, 0]]
 
 
 @settings(deadline=None, max_examples=50)
