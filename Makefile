@@ -30,16 +30,22 @@ define install
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[$(1)]'
 endef
 
+# numba looks at the file of a compiled loop, and sees no change of what the loop calls in others.
+COMPILED := physics rules stages
+build/compiled: $(wildcard $(COMPILED:=/*.py))
+	@rm -rf $(COMPILED:=/__pycache__)
+	@mkdir -p build && touch $@
+
 .PHONY: demo
-demo: $(VENV)/demo  ## Find the tracks of the sample events with a real Triton server
+demo: $(VENV)/demo build/compiled  ## Find the tracks of the sample events with a real Triton server
 	$(BIN)/python -m tritrack.demo
 
 .PHONY: test
-test: $(VENV)/dev  ## Run every test, two files at a time
+test: $(VENV)/dev build/compiled  ## Run every test, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/dev  ## Run the tests that need a GPU, and TensorRT
+test-gpu: $(VENV)/dev build/compiled  ## Run the tests that need a GPU, and TensorRT
 	$(BIN)/python -m pytest -m "gpu or tensorrt"
 
 .PHONY: lint
@@ -49,11 +55,11 @@ lint: $(VENV)/dev  ## Run ruff and mypy
 	$(BIN)/mypy
 
 .PHONY: export
-export: $(VENV)/demo  ## Export the shipped weights to build/engines
+export: $(VENV)/demo build/compiled  ## Export the shipped weights to build/engines
 	$(BIN)/tritrack export --engine onnx --weights $(WEIGHTS) --events events/samples --out $(ENGINES)
 
 .PHONY: export-scatter
-export-scatter: $(VENV)/demo  ## Export them for a GPU, to build/engines-scatter
+export-scatter: $(VENV)/demo build/compiled  ## Export them for a GPU, to build/engines-scatter
 	$(BIN)/tritrack export --engine onnx --edge-sum scatter --weights $(WEIGHTS) --events events/samples \
 		--out $(SCATTERED)
 
@@ -140,7 +146,7 @@ $(ENGINES)/card.json: $(wildcard $(WEIGHTS)/*)
 	$(MAKE) export
 
 .PHONY: compare
-compare: $(VENV)/dev $(ENGINES)/card.json  ## Compare networks, rules and a Kalman filter on the same events: JSON and page
+compare: $(VENV)/dev build/compiled $(ENGINES)/card.json  ## Compare networks, rules and a Kalman filter on the same events: JSON and page
 	$(BIN)/tritrack simulate $(COMPARED)/pileup40 --events $(COMPARE_40) --pileup 40 --seed 32 $(DIRTY)
 	$(BIN)/tritrack simulate $(COMPARED)/pileup200 --events $(COMPARE_200) --pileup 200 --seed 31 $(DIRTY)
 	$(BIN)/python -m tritrack.bench.compare $(COMPARED)/pileup40 $(COMPARED)/pileup200 --engines $(ENGINES) \
