@@ -191,7 +191,9 @@ def _check_schema(schema: pa.Schema, path: Path) -> list[str]:
         found = schema.field(field.name).type
         is_list = pa.types.is_list(field.type)
         same = found == field.type or (
-            is_list and pa.types.is_list(found) and found.value_type == field.type.value_type
+            is_list
+            and (pa.types.is_list(found) or pa.types.is_large_list(found))
+            and found.value_type == field.type.value_type
         )
         if not same:
             wanted = f"list<{field.type.value_type}>" if is_list else str(field.type)

@@ -185,6 +185,25 @@ def test_the_sample_events_are_what_the_readme_says():
         assert (particles.primary & (pt >= 1)).sum() > 100
 
 
+def test_lists_with_wide_offsets_are_read(tmp_path, make_event, assert_same):
+    path = tmp_path / "event.parquet"
+    write_event(make_event(), path)
+
+    def widen(table):
+        lists = [field for field in SCHEMA if pa.types.is_list(field.type)]
+        wide = {field.name: pa.large_list(field.type.value_type) for field in lists}
+        return table.cast(
+            pa.schema(
+                [pa.field(name, wide.get(name, table.schema.field(name).type)) for name in table.column_names]
+            )
+        )
+
+    _rewrite(path, widen)
+    assert pq.read_schema(path).field("x").type == pa.large_list(pa.float32())
+    (event,) = read_events(path)
+    assert_same(event, make_event())
+
+
 def test_positions_alone_make_an_event(tmp_path, make_event):
     event = make_event()
     path = tmp_path / "positions.parquet"
