@@ -65,7 +65,7 @@ export-scatter: $(VENV)/demo build/compiled  ## Export them for a GPU, to build/
 
 .PHONY: serve
 serve: export  ## Serve the shipped weights until Ctrl-C
-	$(BIN)/tritrack repository --engines $(ENGINES) --device cpu --server embedded --out $(REPOSITORY)
+	$(BIN)/tritrack repository --engines $(ENGINES) --rules weights/rules --device cpu --server embedded --out $(REPOSITORY)
 	$(BIN)/tritrack serve $(REPOSITORY)
 
 # NVIDIA's server image (docs/containers.md): DEVICE=gpu serves on a GPU, TENSORRT=1 the plans of export-container.
