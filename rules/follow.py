@@ -150,8 +150,8 @@ def _best_on_layer(
     azimuth: float,
     along: float,
     others: Integers,
-) -> int:
-    """Return the hit of a layer that fits best, or -1; it is on other surfaces than ``others``, hits of the same layer."""
+) -> tuple[int, float]:
+    """Return the hit of a layer that fits best and its chi2, or -1; on other surfaces than ``others``, hits of the layer."""
     sigmas = np.sqrt(windows.follow)
     slope = abs(state.value[4])
     disk = geometry.disk[layer]
@@ -175,7 +175,7 @@ def _best_on_layer(
             off = _off(grid, geometry, circle, state, hit)
             if off < least:
                 best, least = hit, off
-    return best
+    return best, least
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -207,8 +207,7 @@ def follow(
     Returns
     -------
     tuple
-        Number of hits; sum of chi2, in which hits found beside the given ones are not; layers that the track crosses
-        without a hit.
+        Number of hits; sum of chi2; layers that the track crosses without a hit.
     """
     _begin(grid, windows, circle, state, hits, n)
     s_first, _ = on_circle(circle, grid.x[hits[0]], grid.y[hits[0]])
@@ -230,7 +229,7 @@ def follow(
         hits[n] = found
         layer = grid.layer[found]
         first = n + 1
-        n = _beside(grid, geometry, windows, circle, state, hits[n:first], hits, first)
+        n, _ = _beside(grid, geometry, windows, circle, state, hits[n:first], hits, first)
         for place in range(first, n):
             chi2 += _take(grid, geometry, circle, state, hits[place])
     return n, chi2, holes
@@ -256,7 +255,8 @@ def _follow_given(
             begin = place
         chi2 += _take(grid, geometry, circle, state, hit)
         if place >= MIN_KNOWN and (place + 1 == given or grid.layer[hits[place + 1]] != layer):
-            n = _beside(grid, geometry, windows, circle, state, hits[begin : place + 1], hits, n)
+            n, off = _beside(grid, geometry, windows, circle, state, hits[begin : place + 1], hits, n)
+            chi2 += off
     return n, chi2
 
 
@@ -279,22 +279,24 @@ def _beside(
     known: Integers,
     hits: Integers,
     n: int,
-) -> int:
-    """Write after the first ``n`` hits those on other modules of a layer, besides the ``known``; return the new n."""
+) -> tuple[int, float]:
+    """Write after the first ``n`` hits those on other modules of a layer, besides the ``known``; return the new n and their chi2."""
     there = np.empty(MAX_BESIDE, dtype=np.int64)
     n_there = min(known.size, MAX_BESIDE)
     there[:n_there] = known[:n_there]
     layer = grid.layer[known[0]]
     along = grid.r[known[0]] if geometry.disk[layer] else grid.z[known[0]]
+    chi2 = 0.0
     while n_there < MAX_BESIDE and n < MAX_HITS:
-        found = _best_on_layer(
+        found, off = _best_on_layer(
             grid, geometry, windows, circle, state, layer, grid.phi[known[0]], along, there[:n_there]
         )
         if found < 0:
             break
+        chi2 += off
         there[n_there], hits[n] = found, found
         n_there, n = n_there + 1, n + 1
-    return n
+    return n, chi2
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -330,7 +332,7 @@ def _next(
             break
         tried = value[5] + (nearest if outwards else -nearest)
         move(state, tried)
-        found = _best_on_layer(grid, geometry, windows, circle, state, target, azimuth, along, none)
+        found, _ = _best_on_layer(grid, geometry, windows, circle, state, target, azimuth, along, none)
         state.value[:], state.bend[:], state.line[:] = value, bend, line
         if found >= 0:
             return found, missed

@@ -49,7 +49,7 @@ CHOICES: dict[str, tuple[float, ...]] = {
 }
 """What is tried for each window, one window after the other. Wider ones of the first two find more particles from
 decays, but take longer than a Kalman filter does in dense events."""
-TIE = 0.001
+TIE = 0.0005
 """Of values that come this near to the best one, the smallest is taken: it is the fastest."""
 
 
