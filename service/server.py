@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -43,14 +43,30 @@ class Ports:
     metrics: int | None = None
 
     def fill(self, address: str) -> Ports:
-        """Return the ports with free ones picked where none were given."""
+        """Return the ports with free ones picked where none were given.
+
+        Raises
+        ------
+        ServerStartError
+            Where a port that was given cannot be listened on: the server would find out after its models are loaded.
+        """
+        given_first = sorted(asdict(self).items(), key=lambda item: item[1] is None)
+        numbers = {}
         with contextlib.ExitStack() as stack:
-            free = []
-            for _ in range(3):  # all held until the last is known, so that they differ
+            for service, port in given_first:  # all held until the last is known, so that they differ
                 held = stack.enter_context(socket.socket())
-                held.bind((address, 0))
-                free.append(int(held.getsockname()[1]))
-        return Ports(http=self.http or free[0], grpc=self.grpc or free[1], metrics=self.metrics or free[2])
+                if port is not None:  # as servers do: what an earlier one has left a moment ago is free
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    held.bind((address, port or 0))
+                except OSError as error:
+                    if port is None:
+                        raise
+                    raise ServerStartError(
+                        f"--{service}-port {port}: the server cannot listen on {address}:{port}: {error.strerror}"
+                    ) from None
+                numbers[service] = int(held.getsockname()[1])
+        return Ports(**numbers)
 
 
 class Server:
@@ -107,6 +123,7 @@ class Server:
         self._in_flight = in_flight
         self._log = log
         self._log_path: Path | None = None
+        self._identity = ""
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
         self._process: subprocess.Popen[bytes] | None = None
@@ -207,11 +224,13 @@ class Server:
         self._cleanup.callback(shutil.rmtree, work, ignore_errors=True)
         regions = Regions()
         self._cleanup.callback(regions.close)
+        self._identity = regions.prefix
         self._log_path = self._log or work / "server.log"
         command = [
             *_die_with_parent(),
             str(self.installation.binary),
             f"--model-repository={self.repository}",
+            f"--id={self._identity}",
             *self.installation.arguments(work),
             f"--backend-config=python,shm-region-prefix-name={regions.prefix}",
             # The configurations are complete; completing them would start every step twice.
@@ -246,7 +265,7 @@ class Server:
         process = self._running()
         deadline = time.monotonic() + self._start_timeout
         while _exit_status(process.pid) is None:
-            if _is_ready(self.http_url):
+            if _is_ready(self.http_url, identity=self._identity):
                 return
             if time.monotonic() > deadline:
                 raise ServerStartError(
@@ -277,11 +296,17 @@ def _die_with_parent() -> list[str]:
     return [setpriv, "--pdeathsig", "SIGTERM"] if setpriv else []
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, *, identity: str) -> bool:
+    """Whether the server of this identity is ready; another may have taken the port since it was seen to be free."""
     connection = http.client.HTTPConnection(url, timeout=1.0)
     try:
         connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != http.HTTPStatus.OK:
+            return False
+        connection.request("GET", "/v2")
+        return identity.encode() in connection.getresponse().read()
     except (OSError, http.client.HTTPException):
         return False
     finally:

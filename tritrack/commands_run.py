@@ -82,6 +82,7 @@ def serve(
     log: Annotated[Path | None, typer.Option(help="File for the server's log.")] = None,
 ) -> None:
     """Serve a model repository in the foreground; Ctrl-C stops it."""
+    from tritrack.service.log import explain
     from tritrack.service.server import Ports, Server
 
     server = Server(
@@ -100,10 +101,11 @@ def serve(
         with server:
             console.print(f"ready: gRPC {server.url}, HTTP {server.http_url}, metrics {server.metrics_url}")
             status = server.wait()
+            reason = explain(server.log())  # its log may be gone once it is stopped
     except KeyboardInterrupt:
         console.print("stopped")
         return
-    raise ServerStartError(f"the server ended by itself with status {status}")
+    raise ServerStartError(f"the server ended by itself with status {status}: {reason}")
 
 
 def find(

@@ -269,9 +269,33 @@ def test_logs_are_explained(log: str, reasons: str, taken: bool) -> None:
 
 
 def test_given_ports_are_kept_and_free_ones_differ() -> None:
-    ports = Ports(grpc=8001).fill("127.0.0.1")
-    assert ports.grpc == 8001
+    given = Ports().fill("127.0.0.1").grpc
+    ports = Ports(grpc=given).fill("127.0.0.1")
+    assert ports.grpc == given
     assert len({ports.http, ports.grpc, ports.metrics}) == 3
+
+
+@pytest.mark.parametrize("service", ["http", "grpc", "metrics"])
+def test_a_given_port_that_is_taken_is_named(tmp_path: Path, service: str) -> None:
+    served_card(tmp_path)
+    program = executable(tmp_path / "tritonserver")
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        sentence = rf"^--{service}-port {port}: .* 127\.0\.0\.1:{port}: Address already in use$"
+        with pytest.raises(ServerStartError, match=sentence):
+            Server(tmp_path, executable=program, ports=Ports(**{service: port})).start()
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_port_that_a_server_has_just_left_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as left:
+        address = left.getsockname()
+        with socket.create_connection(address):
+            left.accept()[0].close()  # first: so this end of the connection lingers
+    assert Ports(http=address[1]).fill("127.0.0.1").http == address[1]
 
 
 def test_a_program_that_is_no_server_is_reported(tmp_path: Path) -> None:
@@ -289,6 +313,32 @@ def test_a_server_that_never_gets_ready_is_reported(tmp_path: Path) -> None:
     server = Server(tmp_path, executable=program, start_timeout=0.5)
     with pytest.raises(ServerStartError, match=r"not ready after 0\.5 s: still thinking"):
         server.start()
+
+
+ANSWERS_FOR_ANOTHER = """\
+#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+class Ready(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{{"name": "triton"}}')
+
+
+port = next(int(word.partition("=")[2]) for word in sys.argv if word.startswith("--http-port="))
+HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+"""
+
+
+def test_another_server_that_is_ready_on_the_port_is_not_taken_for_it(tmp_path: Path) -> None:
+    served_card(tmp_path)
+    program = executable(tmp_path / "tritonserver")
+    program.write_text(ANSWERS_FOR_ANOTHER.format(python=sys.executable))
+    with pytest.raises(ServerStartError, match=r"not ready after 3 s: .*GET /v2 "):
+        Server(tmp_path, executable=program, start_timeout=3.0).start()
 
 
 def test_delays_double_and_end() -> None:

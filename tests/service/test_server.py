@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -218,13 +217,10 @@ def test_a_step_that_does_not_load_is_named(repository: Path, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
-def test_a_port_that_is_taken_is_named(one_step: Path) -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        held.listen()
-        port = held.getsockname()[1]
-        with pytest.raises(ServerStartError, match=rf"HTTP: Socket '127\.0\.0\.1:{port}' already in use"):
-            Server(one_step, ports=Ports(http=port)).start()
+def test_a_port_of_another_server_is_named(server: Server, one_step: Path) -> None:
+    port = int(server.http_url.rpartition(":")[2])
+    with pytest.raises(ServerStartError, match=rf"--http-port {port}: .* Address already in use"):
+        Server(one_step, ports=Ports(http=port)).start()
 
 
 def test_the_log_is_kept_where_it_is_wanted(one_step: Path, tmp_path: Path) -> None:

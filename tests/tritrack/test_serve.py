@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -16,6 +18,8 @@ from tritrack.events.tracks import read_tracks
 from tritrack.stages.card import read_card
 from tritrack.stages.contract import CONTRACT_VERSION
 from tritrack.stages.pipeline import Pipeline
+
+SHIPPED = Path(__file__).parents[2] / "weights" / "default"
 
 
 @pytest.fixture
@@ -103,3 +107,45 @@ def test_serve(run, serving, events, event_folder, small_engines, rules_folder, 
     assert process.returncode == 0
     assert out == "stopped\n"
     assert not any(child.is_running() for child in family)
+
+
+ENDS_BY_ITSELF = """\
+#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+options = dict(word.split("=", 1) for word in sys.argv if "=" in word)
+
+
+class Ready(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(options["--id"].encode())
+
+
+with HTTPServer(("127.0.0.1", int(options["--http-port"])), Ready) as server:
+    server.handle_request()
+    server.handle_request()
+print('E1123 08:31:11.498040 68 main.cc:245] "the GPU has fallen off the bus"')
+sys.exit(3)
+"""
+
+
+def test_a_server_that_ends_by_itself_says_why(run, tmp_path):
+    (tmp_path / "repository" / "gnn" / "1").mkdir(parents=True)
+    (tmp_path / "repository" / "gnn" / "config.pbtxt").touch()
+    shutil.copy(SHIPPED / "card.json", tmp_path / "repository" / "gnn" / "1")
+    program = tmp_path / "tritonserver"
+    program.write_text(ENDS_BY_ITSELF.format(python=sys.executable))
+    program.chmod(0o755)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        served = run("serve", tmp_path / "repository", "--tritonserver", program)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert served.code == 1
+    assert "\nready: gRPC " in served.out
+    assert (
+        served.err == "tritrack: the server ended by itself with status 3: the GPU has fallen off the bus\n"
+    )
