@@ -85,8 +85,8 @@ def render_repository(
         Where the image is not known, or its backends cannot run an engine.
     RepositoryError
         Where an engine is missing, TensorRT's shall run on a CPU or fused in a container, a container's GPU shall run
-        ONNX files made for a CPU, ``out`` holds something else, ``threads`` is no count, or instances are those of a
-        step that is not there.
+        ONNX files made for a CPU, ``out`` holds something else or cannot be replaced, ``threads`` is no count, or
+        instances are those of a step that is not there.
     """
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
@@ -140,11 +140,26 @@ def _write(out: Path, configs: Mapping[str, Any], sources: Mapping[tuple[str, st
             (fresh / name / CONFIG_FILE).write_text(config_text(config))
         for (name, file), source in sources.items():
             shutil.copyfile(source, fresh / name / VERSION / file)
-        if out.exists():
-            shutil.rmtree(out)
-        fresh.rename(out)
+        _replace(out, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(out: Path, fresh: Path) -> None:
+    """Put a folder in the place of another, which is deleted last: where that fails, it is there as before."""
+    aside = fresh.with_suffix(".old")
+    try:
+        try:
+            if out.exists():
+                out.rename(aside)
+            fresh.rename(out)
+        finally:
+            if aside.exists() and not out.exists():
+                aside.rename(out)
+    except OSError as error:
+        kept = "" if out.exists() or not aside.exists() else f"; what was there is in {aside}"
+        raise RepositoryError(f"{out}: cannot be put in place: {error.strerror}{kept}") from None
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_instances(instances: Instances, steps: Sequence[Step]) -> None:

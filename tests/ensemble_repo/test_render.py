@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +25,7 @@ from tritrack.stages.engine import OnnxEngine
 from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.plan_file import Gpu, PlanFacts
 
-if TYPE_CHECKING:
-    from pathlib import Path
+SHIPPED = Path(__file__).parents[2] / "weights" / "default"
 
 
 def render(engines: Path, out: Path, **changes: Any) -> None:
@@ -252,6 +253,41 @@ def test_a_failure_keeps_the_earlier_repository(small_engines: Path, tmp_path: P
         render(engines, out)
     assert (out / "gnn" / "1" / "gnn.onnx").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "engines"}
+
+
+@pytest.mark.parametrize(
+    ("stuck", "kept"),
+    [
+        ({"repository"}, "repository"),  # as a mount point is
+        ({".partial"}, "repository"),
+        ({".partial", ".old"}, ".old"),
+    ],
+)
+def test_a_repository_that_cannot_be_replaced_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: set[str], kept: str
+) -> None:
+    engines, out, rename = tmp_path / "engines", tmp_path / "repository", Path.rename
+    engines.mkdir()
+    shutil.copy(SHIPPED / "card.json", engines)
+    for name in ("embedding", "filter", "gnn"):
+        (engines / f"{name}.onnx").touch()  # they are copied and not read
+    render(engines, out)
+    (out / "earlier").touch()
+
+    def fail(path: Path, target: Path) -> Path:
+        if stuck & {path.name, path.suffix}:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(
+        RepositoryError, match=r"repository: cannot be put in place: Device or .*busy"
+    ) as caught:
+        render(engines, out)
+    (there,) = (path for path in tmp_path.iterdir() if path != engines)
+    assert kept in (there.name, there.suffix)
+    assert (there / "earlier").exists()
+    assert str(caught.value).endswith(f"what was there is in {there}") is (kept == ".old")
 
 
 def test_what_lies_beside_a_repository_is_left_alone(small_engines: Path, tmp_path: Path) -> None:
