@@ -18,7 +18,7 @@ from tritrack.stages.contract import EDGE_INDEX, NATIVE_STEPS, STAGES
 from tritrack.stages.plan_file import check_plan, find_gpu, plan_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from tritrack.stages.card import ModelCard
@@ -92,20 +92,28 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     there = sorted(path.name for path in repository.iterdir() if path.is_dir())
     if missing := [name for name in models if name not in there]:
         raise ServerStartError(f"{repository}: has no model {missing[0]}, it has {', '.join(there)}")
-    on_gpu = _on_gpu(repository, models or there)
+    asked = models or there
+    loaded = _loaded(repository, asked)
+    on_gpu = _on_gpu(repository, loaded)
     if on_gpu and find_gpu() is None:
         raise ServerStartError(
             f"{repository}: {on_gpu[0]} wants a GPU, and there is none here; write the repository with --device cpu"
         )
     if not os.access(SHM, os.W_OK):
         raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
-    in_python = {path.parent for file in PYTHON_FILES for path in repository.glob(f"*/*/{file}")}
+    # What is asked for and lacks its configuration is a model all the same, and is told.
+    folders = [repository / name for name in loaded.union(asked)]
+    in_python = {
+        path.parent for model in folders for file in PYTHON_FILES for path in model.glob(f"*/{file}")
+    }
     free, needed = free_bytes(), sum(map(_instances, in_python)) * STEP_SHM
     if free < needed:
         raise ServerStartError(
             f"{SHM}: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; {ENLARGE}"
         )
-    chain = NATIVE_STEPS if ENTRY_STEP.name in there else STAGES
+    if not any(_steps(repository / name) for name in loaded):
+        return  # no event goes from step to step
+    chain = NATIVE_STEPS if ENTRY_STEP.name in loaded else STAGES
     at_limits = needed + shared_memory_at_limits(card, chain)
     if free < at_limits:
         logger.warning(
@@ -136,7 +144,7 @@ def gpu_arguments(repository: Path, *, models: Sequence[str] = (), in_flight: in
         None where nothing that is loaded wants a GPU.
     """
     there = [path.name for path in repository.iterdir() if path.is_dir()]
-    if not _on_gpu(repository, models or there):
+    if not _on_gpu(repository, _loaded(repository, models or there)):
         return []
     card = read_card(next(repository.glob(f"*/*/{CARD_FILE}")).parent)
     return [
@@ -145,9 +153,9 @@ def gpu_arguments(repository: Path, *, models: Sequence[str] = (), in_flight: in
     ]
 
 
-def _on_gpu(repository: Path, models: Sequence[str]) -> list[str]:
-    """Return the models that the server loads for these and that want a GPU."""
-    return sorted(name for name in _loaded(repository, models) if _wants_gpu(repository / name))
+def _on_gpu(repository: Path, loaded: Iterable[str]) -> list[str]:
+    """Return which of the loaded models want a GPU."""
+    return sorted(name for name in loaded if _wants_gpu(repository / name))
 
 
 def _instances(version: Path) -> int:
@@ -158,9 +166,16 @@ def _instances(version: Path) -> int:
 
 def _loaded(repository: Path, models: Sequence[str]) -> set[str]:
     """Return the models that the server loads for these: they, and an ensemble's steps; of what is no model none."""
-    configs = {path.parent.name: _read_config(path.parent) for path in repository.glob(f"*/{CONFIG_FILE}")}
-    steps = (configs[name].ensemble_scheduling.step for name in models if name in configs)
-    return configs.keys() & {*models, *(step.model_name for each in steps for step in each)}
+    there = {path.parent.name for path in repository.glob(f"*/{CONFIG_FILE}")}
+    return there & {
+        *models,
+        *(step for name in there.intersection(models) for step in _steps(repository / name)),
+    }
+
+
+def _steps(model: Path) -> list[str]:
+    """Return the models that are the steps of an ensemble; of any other none."""
+    return [step.model_name for step in _read_config(model).ensemble_scheduling.step]
 
 
 def _wants_gpu(model: Path) -> bool:

@@ -22,7 +22,7 @@ from tritrack.service.installation import Installation, find_installation
 from tritrack.service.log import explain, port_taken
 from tritrack.service.protocol import retry_delays
 from tritrack.service.server import Ports, Server
-from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
+from tritrack.stages.card import ENSEMBLE, Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
 from tritrack.stages.contract import NATIVE_STEPS, STAGES
 from tritrack.stages.plan_file import Gpu, PlanFacts
 
@@ -138,6 +138,9 @@ def served_card(folder: Path, *, max_edges: int = 1_000_000) -> ModelCard:
         (folder / step / "1").mkdir(parents=True)
         (folder / step / "1" / "card.json").write_bytes(card.to_json())
         (folder / step / "config.pbtxt").write_text(f"instance_group {{ count: {instances} }}")
+    (folder / ENSEMBLE).mkdir()
+    steps = " ".join(f'step {{ model_name: "{step}" }}' for step in ("embedding", "graph"))
+    (folder / ENSEMBLE / "config.pbtxt").write_text(f"ensemble_scheduling {{ {steps} }}")
     return card
 
 
@@ -161,6 +164,28 @@ def test_shared_memory_is_checked(
     monkeypatch.setattr(repository, "free_bytes", lambda: 1 << 20)
     with pytest.raises(ServerStartError, match=r"1 MB are free, the server's steps take 4 MB; .*--shm-size"):
         repository.check_repository(tmp_path)
+
+
+def test_shared_memory_is_checked_for_what_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served_card(tmp_path, max_edges=100_000)
+    (tmp_path / "rule_finder" / "1").mkdir(parents=True)
+    (tmp_path / "rule_finder" / "1" / "rules.json").touch()
+    (tmp_path / "rule_finder" / "config.pbtxt").write_text("instance_group { count: 2 }")
+    for models, needed in ((["rule_finder"], 2), (["graph"], 3), ([ENSEMBLE], 4), ([], 6)):
+        caplog.clear()
+        monkeypatch.setattr(repository, "free_bytes", lambda needed=needed: needed << 20)
+        repository.check_repository(tmp_path, models=models)
+        assert len(caplog.records) == (ENSEMBLE in models or not models)
+        monkeypatch.setattr(repository, "free_bytes", lambda needed=needed: (needed << 20) - 1)
+        with pytest.raises(ServerStartError, match=f"steps take {needed} MB"):
+            repository.check_repository(tmp_path, models=models)
+    (tmp_path / "graph" / "config.pbtxt").unlink()
+    monkeypatch.setattr(repository, "free_bytes", lambda: 1 << 30)
+    repository.check_repository(tmp_path, models=["rule_finder"])
+    with pytest.raises(ServerStartError, match=r"graph/config\.pbtxt: missing"):
+        repository.check_repository(tmp_path, models=["graph"])
 
 
 def test_the_pool_of_gpu_memory_holds_what_is_in_flight(
