@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from tritrack.commands_build import export, repository, simulate, train, tune
-from tritrack.commands_run import evaluate, find, info, load, serve
+from tritrack.commands_find import find
+from tritrack.commands_run import evaluate, info, load, serve
 from tritrack.failures import one_sentence
 
 if TYPE_CHECKING:

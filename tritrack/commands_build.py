@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from tritrack.commands_run import FinderName
+from tritrack.commands_find import FinderName
 from tritrack.ensemble_repo.images import PINNED
 from tritrack.ensemble_repo.plan import DeviceKind, EngineKind, ServerKind
 from tritrack.failures import UsageError

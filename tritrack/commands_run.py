@@ -1,13 +1,11 @@
-"""The commands that run things: a server, the finding of tracks, a load on a server, evaluation."""
+"""The commands that run things: a server, a load on a server, evaluation."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,33 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from tritrack.ensemble_repo.plan import IN_FLIGHT
-from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
-from tritrack.service.client import TrackFinder
-from tritrack.service.errors import EventRefusedError, ServerStartError
-from tritrack.stages.card import ENSEMBLE, WorkingPointName
-from tritrack.stages.contract import FIT_STEP, FITTED, HITS, TRACK_LABEL
+from tritrack.service.errors import ServerStartError
+from tritrack.stages.card import ENSEMBLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from tritrack.events.event import Event
-    from tritrack.events.tracks import TrackWriter
-    from tritrack.physics.fitted import FittedWriter
     from tritrack.physics.metrics import Report
-
-    Found = NDArray[np.int64] | EventRefusedError
-    Fit = Callable[[Event, NDArray[np.int64]], NDArray[np.float32]]
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
 
 console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
-FinderName = Literal["chain", "rules"]
 Events = Annotated[
     list[Path],
     typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
@@ -106,81 +90,6 @@ def serve(
         console.print("stopped")
         return
     raise ServerStartError(f"the server ended by itself with status {status}: {reason}")
-
-
-def find(
-    events: Events,
-    *,
-    out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
-    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
-    model: Model = ENSEMBLE,
-    local: Annotated[
-        bool, typer.Option("--local", help="Run the same finder in process, without a server.")
-    ] = False,
-    finder: Annotated[
-        FinderName, typer.Option(help="The chain of networks, or the rule-based finder (with --local).")
-    ] = "chain",
-    rules: Annotated[
-        Path, typer.Option(help="Folder of the rules, for --local with --finder rules or --fitted.")
-    ] = Path("weights/rules"),
-    fitted: Annotated[
-        Path | None,
-        typer.Option(help="Also fit a helix to each track, and write them to this .parquet file."),
-    ] = None,
-    working_point: Annotated[
-        WorkingPointName | None,
-        typer.Option(help="What to trade: time for efficiency; the model's default if not given."),
-    ] = None,
-    engines: Annotated[Path, typer.Option(help="Folder of engines, for --local.")] = Path("build/engines"),
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the chain, for --local.")] = 2,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, help="Time a server may take for an event, in s.")
-    ] = 60.0,
-    in_flight: Annotated[int, typer.Option(min=1, help="Requests on their way to a server at once.")] = 2,
-    pack_hits: Annotated[
-        int | None,
-        typer.Option(min=1, help="Send several events in one request, of so many hits together at most."),
-    ] = None,
-) -> None:
-    """Find the tracks of events, through a server or in process."""
-    from tritrack.events.source import check_numbers, read_all
-    from tritrack.events.tracks import write_tracks
-    from tritrack.physics.fitted import write_fitted
-
-    if (url is None) != local:
-        raise UsageError("find: give either --url HOST:PORT or --local")
-    if finder == "rules" and (not local or working_point is not None):
-        raise UsageError(
-            "find: --finder rules runs with --local, and has no working points; on a server it is "
-            "--model rule_finder"
-        )
-    _check_files(out, fitted)
-    check_numbers(events)
-    source, sent = itertools.tee(read_all(events))
-    with contextlib.ExitStack() as stack:
-        tracks = stack.enter_context(write_tracks(out))
-        fits = None if fitted is None else stack.enter_context(write_fitted(fitted))
-        fit = None if fitted is None else stack.enter_context(_fitting(url, rules=rules, timeout=timeout))
-        if url is not None:
-            results = _find_remote(
-                source,
-                url=url,
-                model=model,
-                timeout=timeout,
-                in_flight=in_flight,
-                pack_hits=pack_hits,
-                working_point=working_point,
-            )
-        elif finder == "rules":
-            results = _find_by_rules(source, rules=rules)
-        else:
-            results = _find_local(source, engines=engines, threads=threads, working_point=working_point)
-        refused = _write_found(zip(sent, results, strict=True), fit, tracks=tracks, fits=fits)
-    if refused:
-        errors.print(f"tritrack: {out}: written, without the {refused} events named above")
-        raise typer.Exit(FAILED)
-    for path in (out, *([] if fitted is None else [fitted])):
-        console.print(f"{path}: written", markup=False)
 
 
 def load(
@@ -340,111 +249,3 @@ def rates_table(report: Report) -> Table:
     if report.trackml_score is not None:
         table.add_row("TrackML score", f"{report.trackml_score:.4f}", "")
     return table
-
-
-def _find_remote(
-    events: Iterable[Event],
-    *,
-    url: str,
-    model: str,
-    timeout: float,
-    in_flight: int,
-    pack_hits: int | None,
-    working_point: WorkingPointName | None,
-) -> Iterator[Found]:
-    with TrackFinder(url, model=model, working_point=working_point, timeout=timeout) as finder:
-        yield from finder.find_many(events, in_flight=in_flight, pack_hits=pack_hits, return_refusals=True)
-
-
-def _find_local(
-    events: Iterable[Event], *, engines: Path, threads: int, working_point: WorkingPointName | None
-) -> Iterator[Found]:
-    from tritrack.stages.pipeline import Pipeline
-
-    yield from _find_each(events, Pipeline.load(engines, threads=threads, working_point=working_point).find)
-
-
-def _find_by_rules(events: Iterable[Event], *, rules: Path) -> Iterator[Found]:
-    from tritrack.rules.finder import RuleFinder
-
-    yield from _find_each(events, RuleFinder.load(rules).find)
-
-
-def _find_each(
-    events: Iterable[Event], find_in: Callable[[NDArray[np.float32]], NDArray[np.int64]]
-) -> Iterator[Found]:
-    from tritrack.stages.contract import ContractError
-
-    for event in events:
-        try:
-            yield find_in(event.hits)
-        except ContractError as error:
-            yield EventRefusedError(f"event {event.event_id}: {error}")
-
-
-@contextlib.contextmanager
-def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
-    """Give the helix fit: a server's, or the same step in process."""
-    if url is not None:
-        with TrackFinder(url, model=FIT_STEP.name, timeout=timeout) as fitter:
-            fitter.server_info()  # a server without the model shows before the work
-            yield fitter.fit
-        return
-    from tritrack.ensemble_repo.steps import load_step
-    from tritrack.stages.contract import ContractError
-
-    step = load_step(FIT_STEP.name, rules, threads=1)
-
-    def fit(event: Event, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        try:
-            fitted: NDArray[np.float32] = step({HITS.name: event.hits, TRACK_LABEL.name: labels})[FITTED.name]
-        except ContractError as error:
-            raise EventRefusedError(f"event {event.event_id}: {error}") from None
-        return fitted
-
-    yield fit
-
-
-def _check_files(out: Path, fitted: Path | None) -> None:
-    """Check the names of the files to write, before work is spent on them (raises UsageError)."""
-    from tritrack.events.tracks import check_track_file
-    from tritrack.physics.fitted import check_fitted_file
-
-    for option, path, check in (("--out", out, check_track_file), ("--fitted", fitted, check_fitted_file)):
-        try:
-            if path is not None:
-                check(path)
-        except EventError as error:
-            raise UsageError(f"{option}: {error}") from None
-
-
-def _write_found(
-    found: Iterable[tuple[Event, Found]],
-    fit: Fit | None,
-    *,
-    tracks: TrackWriter,
-    fits: FittedWriter | None,
-) -> int:
-    """Write the tracks of each event and say how many there are; return the number of events that were refused."""
-    refused = 0
-    for event, labels_or_refusal in found:
-        labels, rows = _fit_found(event, labels_or_refusal, fit)
-        if isinstance(labels, EventRefusedError):
-            refused += 1
-            errors.print(f"tritrack: {labels}; this event is left out")
-            continue
-        tracks.add(event, labels)
-        if fits is not None and rows is not None:
-            fits.add(event.event_id, rows)
-        console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
-    return refused
-
-
-def _fit_found(event: Event, found: Found, fit: Fit | None) -> tuple[Found, NDArray[np.float32] | None]:
-    """Return what was found of an event, and its fits where they are wanted; a refusal of either is one."""
-    if isinstance(found, EventRefusedError) or fit is None:
-        return found, None
-    try:
-        return found, fit(event, found)
-    except EventRefusedError as error:
-        return error, None
