@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from tritrack.ensemble_repo.plan import BACKEND, ENTRY_STEP, ON_GPU
 from tritrack.ensemble_repo.steps import load_step
-from tritrack.stages.contract import EMBEDDING_STAGE, GNN_STAGE, ContractError
+from tritrack.stages.contract import EMBEDDING_STAGE, GNN_STAGE, NO_MEMORY, ContractError
 from tritrack.stages.placement import (
     contiguous,
     copied_to_host,
@@ -103,7 +103,7 @@ class TritonPythonModel:
                 traceback.clear_frames(error.__traceback__)  # they hold the event's tensors
                 give_back_memory()
                 return _refusal(
-                    f"{self.name}: no memory is left for this event beside all else that is at work: {error}",
+                    f"{self.name}: {NO_MEMORY} beside all else that is at work: {error}",
                     pb_utils.TritonError.UNAVAILABLE,
                 )
             return _refusal(
@@ -127,7 +127,7 @@ class TritonPythonModel:
         # One without entries is the host's, wherever it was made.
         if tensor.name() in self.on_gpu and array.size:
             raise NoRoomError(
-                f"{self.name}: {tensor.name()} came by the host, since the server's pool of GPU memory is full (send fewer "
+                f"{self.name}: {NO_MEMORY}: {tensor.name()} came by the host, since the server's pool of GPU memory is full (send fewer "
                 "events at once, or start the server with more --in-flight) or it found no libcuda.so at its start"
             )
         return array

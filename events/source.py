@@ -75,8 +75,13 @@ def read_all(paths: Iterable[Path]) -> Iterator[Event]:
             yield from read_events(file)
 
 
-def check_numbers(paths: Iterable[Path]) -> None:
-    """Refuse events of which two have one number, before any of them is read whole.
+def check_numbers(paths: Iterable[Path]) -> list[int]:
+    """Read the numbers of events, and refuse two of one number, before any event is read whole.
+
+    Returns
+    -------
+    list of int
+        In the order of `read_all`.
 
     Raises
     ------
@@ -92,6 +97,7 @@ def check_numbers(paths: Iterable[Path]) -> None:
                     "different numbers"
                 )
             files[number] = file
+    return list(files)
 
 
 def _in_folder(folder: Path) -> list[Path]:

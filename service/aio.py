@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tritrack.service.errors import EventRefusedError
+from tritrack.service.errors import OF_ONE_EVENT, RequestTimeoutError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
     Pack,
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event
+    from tritrack.service.errors import ServiceError
     from tritrack.stages.card import WorkingPointName
 
-    Found = NDArray[np.int64] | EventRefusedError
+    Found = NDArray[np.int64] | ServiceError
 
 T = TypeVar("T")
 
@@ -71,7 +72,8 @@ class AsyncTrackFinder:
 
     async def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
         """Find the tracks of one event; see :meth:`TrackFinder.find`."""
-        return (await self._find(Pack(events=(make_request(event),))))[0]
+        pack = Pack(events=(make_request(event),))
+        return (await self._find(pack, await self._checked_info(pack.name)))[0]
 
     async def fit(self, event: Event | NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Fit a helix to each track of an event; see :meth:`TrackFinder.fit`."""
@@ -101,7 +103,7 @@ class AsyncTrackFinder:
         in_flight: int = ...,
         pack_hits: int | None = ...,
         return_refusals: Literal[True],
-    ) -> AsyncIterator[NDArray[np.int64] | EventRefusedError]: ...
+    ) -> AsyncIterator[NDArray[np.int64] | ServiceError]: ...
 
     async def find_many(
         self,
@@ -110,7 +112,7 @@ class AsyncTrackFinder:
         in_flight: int = 4,
         pack_hits: int | None = None,
         return_refusals: bool = False,
-    ) -> AsyncIterator[NDArray[np.int64] | EventRefusedError]:
+    ) -> AsyncIterator[NDArray[np.int64] | ServiceError]:
         """Find the tracks of many events; see :meth:`TrackFinder.find_many`."""
         check_counts(in_flight=in_flight, pack_hits=pack_hits)
         pending: deque[asyncio.Task[list[Found]]] = deque()
@@ -150,8 +152,8 @@ class AsyncTrackFinder:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _find(self, pack: Pack) -> list[NDArray[np.int64]]:
-        inputs = pack.inputs(await self._checked_info(pack.name))
+    async def _find(self, pack: Pack, info: ServerInfo) -> list[NDArray[np.int64]]:
+        inputs = pack.inputs(info)
 
         async def infer() -> Any:
             return await self._client.infer(self.model, inputs, client_timeout=self.timeout)
@@ -161,9 +163,12 @@ class AsyncTrackFinder:
     async def _find_each(self, pack: Pack | Exception) -> list[Found]:
         if isinstance(pack, Exception):
             raise pack
+        info = await self._checked_info(pack.name)  # where this is not answered, no event is at fault
         try:
-            return list(await self._find(pack))
-        except EventRefusedError as error:
+            return list(await self._find(pack, info))
+        except OF_ONE_EVENT as error:
+            if isinstance(error, RequestTimeoutError):
+                self._info = None  # a server that answers nothing any more shows before the next event
             if len(pack.events) == 1:
                 return [error]
         return [found for half in pack.halves() for found in await self._find_each(half)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tritrack.service.errors import EventRefusedError
+from tritrack.service.errors import OF_ONE_EVENT, RequestTimeoutError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
     Pack,
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tritrack.events.event import Event
+    from tritrack.service.errors import ServiceError
     from tritrack.stages.card import WorkingPointName
 
-    Found = NDArray[np.int64] | EventRefusedError
+    Found = NDArray[np.int64] | ServiceError
 
 T = TypeVar("T")
 
@@ -106,7 +107,8 @@ class TrackFinder:
         UnavailableError, RequestTimeoutError, MismatchError, ServiceError
             Where the server cannot answer.
         """
-        return self._find(Pack(events=(make_request(event),)))[0]
+        pack = Pack(events=(make_request(event),))
+        return self._find(pack, self._checked_info(pack.name))[0]
 
     def fit(self, event: Event | NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Fit a helix to each track of an event.
@@ -157,7 +159,7 @@ class TrackFinder:
         in_flight: int = ...,
         pack_hits: int | None = ...,
         return_refusals: Literal[True],
-    ) -> Iterator[NDArray[np.int64] | EventRefusedError]: ...
+    ) -> Iterator[NDArray[np.int64] | ServiceError]: ...
 
     def find_many(
         self,
@@ -166,7 +168,7 @@ class TrackFinder:
         in_flight: int = 4,
         pack_hits: int | None = None,
         return_refusals: bool = False,
-    ) -> Iterator[NDArray[np.int64] | EventRefusedError]:
+    ) -> Iterator[NDArray[np.int64] | ServiceError]:
         """Find the tracks of many events, several of them on their way at once.
 
         Parameters
@@ -177,11 +179,12 @@ class TrackFinder:
             Requests on their way at once.
         pack_hits
             Send several events in one request, as long as they have no more hits than this together; None sends
-            each by itself. The labels are the same. Of a pack that is refused, every event that is not at fault
-            is sent again.
+            each by itself. The labels are the same. Of a pack that is refused, runs into its timeout or finds no
+            memory, every event that is not at fault is sent again.
         return_refusals
-            Give the error of a refused event in the place of its labels and go on, instead of raising it
-            and ending there.
+            Give the error of an event that is refused (EventRefusedError), runs into its timeout
+            (RequestTimeoutError) or finds no memory at any attempt (NoMemoryError) in the place of its labels and
+            go on, instead of raising it and ending there. A server that answers nothing at all ends it anyway.
 
         Yields
         ------
@@ -218,8 +221,8 @@ class TrackFinder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _find(self, pack: Pack) -> list[NDArray[np.int64]]:
-        inputs = pack.inputs(self._checked_info(pack.name))
+    def _find(self, pack: Pack, info: ServerInfo) -> list[NDArray[np.int64]]:
+        inputs = pack.inputs(info)
 
         def infer() -> Any:
             return self._client.infer(self.model, inputs, client_timeout=self.timeout)
@@ -227,12 +230,15 @@ class TrackFinder:
         return pack.labels(self._call(pack.name, infer))
 
     def _find_each(self, pack: Pack | Exception) -> list[Found]:
-        """Find, and send what is refused again in halves, until each event at fault is alone."""
+        """Find, and send what fails for its events again in halves, until each event at fault is alone."""
         if isinstance(pack, Exception):
             raise pack
+        info = self._checked_info(pack.name)  # where this is not answered, no event is at fault
         try:
-            return list(self._find(pack))
-        except EventRefusedError as error:
+            return list(self._find(pack, info))
+        except OF_ONE_EVENT as error:
+            if isinstance(error, RequestTimeoutError):
+                self._info = None  # a server that answers nothing any more shows before the next event
             if len(pack.events) == 1:
                 return [error]
         return [found for half in pack.halves() for found in self._find_each(half)]

@@ -23,5 +23,13 @@ class RequestTimeoutError(ServiceError):
     """The server did not answer in time."""
 
 
+class NoMemoryError(UnavailableError):
+    """The server is there, and had no memory for this event at any attempt."""
+
+
 class MismatchError(ServiceError):
     """The server speaks another version of the contract than this client."""
+
+
+OF_ONE_EVENT = (EventRefusedError, RequestTimeoutError, NoMemoryError)
+"""What a request can fail with whose next may well be answered."""

@@ -16,6 +16,7 @@ from tritrack.events.event import Event
 from tritrack.service.errors import (
     EventRefusedError,
     MismatchError,
+    NoMemoryError,
     RequestTimeoutError,
     ServiceError,
     UnavailableError,
@@ -25,6 +26,7 @@ from tritrack.stages.contract import (
     EVENT_OFFSETS,
     FITTED,
     HITS,
+    NO_MEMORY,
     NO_TRACK,
     TRACK_LABEL,
     ContractError,
@@ -320,11 +322,11 @@ def check_counts(*, in_flight: int, pack_hits: int | None) -> None:
 
 
 def accepted(
-    found: Iterable[NDArray[np.int64] | EventRefusedError], return_refusals: bool
-) -> Iterator[NDArray[np.int64] | EventRefusedError]:
-    """Yield the labels of events; a refusal in its place too, or raised there."""
+    found: Iterable[NDArray[np.int64] | ServiceError], return_refusals: bool
+) -> Iterator[NDArray[np.int64] | ServiceError]:
+    """Yield the labels of events; the error of one in its place too, or raised there."""
     for one in found:
-        if isinstance(one, EventRefusedError) and not return_refusals:
+        if isinstance(one, ServiceError) and not return_refusals:
             raise one
         yield one
 
@@ -357,6 +359,8 @@ def translate(
             return UnavailableError(f"{name}: {url} has no such model loaded ({message})")
         case "StatusCode.UNAVAILABLE":
             attempts = "" if retries == 0 else f" after {retries + 1} attempts"
+            if NO_MEMORY in message:
+                return NoMemoryError(f"{name}: {url} could not take it{attempts}: {message}")
             return UnavailableError(
                 f"{name}: {url} is not available{attempts} ({message}); is the server running, and is this its "
                 "gRPC port?"

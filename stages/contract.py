@@ -30,6 +30,8 @@ NO_TRACK = -1
 MIN_TRACK_HITS = 3
 """Groups of fewer hits than this are no tracks: a helix through the beam line needs three points."""
 
+NO_MEMORY = "no memory is left for this event"
+"""In the sentence of an UNAVAILABLE answer whose reason is the event: others may have room."""
 
 MAX_COORDINATE = 1e5
 """Largest x, y, z of a hit in mm: no detector is 100 m long, and metres sent as micrometres are."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -231,3 +235,83 @@ def rules_folder(barrel_rules: Rules, tmp_path_factory: pytest.TempPathFactory) 
     from tritrack.rules.windows import write_rules
 
     return write_rules(barrel_rules, tmp_path_factory.mktemp("rules")).parent
+
+
+NO_MEMORY, TOO_LONG, GONE, SILENT = 70_001.0, 70_002.0, 70_003.0, 70_004.0
+"""x in mm: what a hit there has `MoodyServer` do."""
+
+
+class _Moods(service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self) -> None:
+        self.end, self.gone, self.silent = threading.Event(), False, False
+
+    def ServerMetadata(self, request, context):  # noqa: N802 (the service's names)
+        self._be_there(context)
+        return service_pb2.ServerMetadataResponse(name="triton", version="0")
+
+    def ModelConfig(self, request, context):  # noqa: N802
+        from tritrack.stages.contract import CONTRACT_VERSION
+
+        self._be_there(context)
+        values = {
+            "contract_version": CONTRACT_VERSION, "card_name": "moody", "card_sha256": "0" * 64, "metrics": "{}",
+            "max_hits": 5000, "max_pairs": 9, "max_edges": 9, "working_point": "fast", "working_points": "fast",
+        }  # fmt: skip
+        config = model_config_pb2.ModelConfig(
+            name=request.name,
+            input=[{"name": "HITS", "dims": [-1, 3]}],
+            parameters={key: {"string_value": str(value)} for key, value in values.items()},
+        )
+        return service_pb2.ModelConfigResponse(config=config)
+
+    def ModelInfer(self, request, context):  # noqa: N802
+        self._be_there(context)
+        hits = np.frombuffer(request.raw_input_contents[0], dtype=np.float32).reshape(-1, 3)
+        self.gone, self.silent = GONE in hits, SILENT in hits
+        self._be_there(context)
+        if TOO_LONG in hits:
+            self.end.wait()
+        if NO_MEMORY in hits:
+            context.abort(
+                grpc.StatusCode.UNAVAILABLE, "gnn: no memory is left for this event beside all else"
+            )
+        output = service_pb2.ModelInferResponse.InferOutputTensor(
+            name="TRACK_LABEL", datatype="INT64", shape=[len(hits)]
+        )
+        labels = np.zeros(len(hits), np.int64).tobytes()
+        return service_pb2.ModelInferResponse(outputs=[output], raw_output_contents=[labels])
+
+    def _be_there(self, context):
+        if self.silent:
+            self.end.wait()
+        if self.gone:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server is going down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoodyServer:
+    """Speaks the protocol without Triton: one track an event, and trouble with the events that are spoilt.
+
+    Attributes
+    ----------
+    url
+        HOST:PORT.
+    """
+
+    url: str
+
+    def spoil(self, hits: NDArray[np.float32], how: str) -> NDArray[np.float32]:
+        """Have "no memory" be left for an event, or it take "too long", or the server be "gone" or "silent" from it on."""
+        x = {"no memory": NO_MEMORY, "too long": TOO_LONG, "gone": GONE, "silent": SILENT}[how]
+        return np.concatenate([np.array([[x, 0, 0]], dtype=np.float32), hits[1:]])
+
+
+@pytest.fixture
+def moody_server() -> Iterator[MoodyServer]:
+    server, moods = grpc.server(ThreadPoolExecutor(32)), _Moods()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(moods, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield MoodyServer(url=f"127.0.0.1:{port}")
+    moods.end.set()
+    server.stop(None).wait()

@@ -14,7 +14,7 @@ from tritrack.commands_run import Events, Model, console
 from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
-from tritrack.service.errors import EventRefusedError
+from tritrack.service.errors import OF_ONE_EVENT, EventRefusedError, ServiceError
 from tritrack.stages.card import ENSEMBLE, WorkingPointName
 from tritrack.stages.contract import FIT_STEP, FITTED, HITS, TRACK_LABEL
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tritrack.events.tracks import TrackWriter
     from tritrack.physics.fitted import FittedWriter
 
-    Found = NDArray[np.int64] | EventRefusedError
+    Found = NDArray[np.int64] | ServiceError
     Fit = Callable[[Event, NDArray[np.int64]], NDArray[np.float32]]
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
@@ -85,7 +85,7 @@ def find(
             "--model rule_finder"
         )
     _check_files(out, fitted)
-    check_numbers(events)
+    numbers = check_numbers(events)
     source, sent = itertools.tee(read_all(events))
     with contextlib.ExitStack() as stack:
         tracks = stack.enter_context(write_tracks(out))
@@ -105,9 +105,12 @@ def find(
             results = _find_by_rules(source, rules=rules)
         else:
             results = _find_local(source, engines=engines, threads=threads, working_point=working_point)
-        refused = _write_found(zip(sent, results, strict=True), fit, tracks=tracks, fits=fits)
-    if refused:
-        errors.print(f"tritrack: {out}: written, without the {refused} events named above")
+        written, named = _write_found(zip(sent, results, strict=True), fit, tracks=tracks, fits=fits)
+    missed = numbers[written + named :]
+    if named or missed:
+        lacking = [f"the {_n_events(named)} named above"] if named else []
+        lacking += [f"the {_n_events(len(missed))} from event {missed[0]} on"] if missed else []
+        errors.print(f"tritrack: {out}: written, without {' and '.join(lacking)}")
         raise typer.Exit(FAILED)
     for path in (out, *([] if fitted is None else [fitted])):
         console.print(f"{path}: written", markup=False)
@@ -195,27 +198,40 @@ def _write_found(
     *,
     tracks: TrackWriter,
     fits: FittedWriter | None,
-) -> int:
-    """Write the tracks of each event and say how many there are; return the number of events that were refused."""
-    refused = 0
-    for event, labels_or_refusal in found:
-        labels, rows = _fit_found(event, labels_or_refusal, fit)
-        if isinstance(labels, EventRefusedError):
-            refused += 1
-            errors.print(f"tritrack: {labels}; this event is left out")
-            continue
-        tracks.add(event, labels)
-        if fits is not None and rows is not None:
-            fits.add(event.event_id, rows)
-        console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
-    return refused
+) -> tuple[int, int]:
+    """Write the tracks of each event and say how many there are; return how many events are written, and left out.
+
+    A server that fails ends it, and what was written stays; where nothing was, its error is raised.
+    """
+    written = left_out = 0
+    try:
+        for event, labels_or_error in found:
+            labels, rows = _fit_found(event, labels_or_error, fit)
+            if isinstance(labels, ServiceError):
+                left_out += 1
+                errors.print(f"tritrack: {labels}; this event is left out")
+                continue
+            tracks.add(event, labels)
+            if fits is not None and rows is not None:
+                fits.add(event.event_id, rows)
+            written += 1
+            console.print(f"event {event.event_id}: {event.n_hits} hits, {labels.max(initial=-1) + 1} tracks")
+    except ServiceError as error:
+        if not written:
+            raise
+        errors.print(f"tritrack: {error}")
+    return written, left_out
+
+
+def _n_events(n: int) -> str:
+    return f"{n} event" if n == 1 else f"{n} events"
 
 
 def _fit_found(event: Event, found: Found, fit: Fit | None) -> tuple[Found, NDArray[np.float32] | None]:
-    """Return what was found of an event, and its fits where they are wanted; a refusal of either is one."""
-    if isinstance(found, EventRefusedError) or fit is None:
+    """Return what was found of an event, and its fits where they are wanted; an error of either is one."""
+    if isinstance(found, ServiceError) or fit is None:
         return found, None
     try:
         return found, fit(event, found)
-    except EventRefusedError as error:
+    except OF_ONE_EVENT as error:
         return error, None

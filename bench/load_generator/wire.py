@@ -9,7 +9,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from tritrack.service.errors import EventRefusedError, RequestTimeoutError, UnavailableError
+from tritrack.service.errors import EventRefusedError, NoMemoryError, RequestTimeoutError, UnavailableError
 from tritrack.service.protocol import CHANNEL_ARGUMENTS, step_statistics, translate
 from tritrack.stages.contract import HITS, TRACK_LABEL
 
@@ -28,6 +28,7 @@ ASK_TIMEOUT = 10.0
 
 _KINDS: dict[type[Exception], ErrorKind] = {
     UnavailableError: "unavailable",
+    NoMemoryError: "unavailable",
     RequestTimeoutError: "timeout",
     EventRefusedError: "refused",
 }

@@ -43,7 +43,7 @@ def test_paths_are_read_in_the_order_given(mixed):
 
 
 def test_events_of_one_number_are_refused(mixed, tmp_path, make_event):
-    check_numbers([mixed])
+    assert check_numbers([mixed]) == [2, 3, 5, 7, 11]
     again = mixed / "deeper" / "others.parquet"
     write_event(make_event(7), again)
     for other, first in ((again, "event000000007-hits.csv.gz"), (mixed / event_file(5), event_file(5))):

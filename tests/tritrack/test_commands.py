@@ -120,6 +120,42 @@ def test_an_event_over_the_limits_is_left_out_aloud(run, find, events, tmp_path)
     assert read_tracks(tmp_path / "tracks.parquet").event_ids.tolist() == [events[0].event_id]
 
 
+def write_events(folder, events, server, moods):
+    """Write an event for each mood of the server, numbered from 0."""
+    for event_id, how in enumerate(moods):
+        hits = events[0].hits if how is None else server.spoil(events[0].hits, how)
+        write_event(replace(events[0], event_id=event_id, hits=hits), folder / event_file(event_id))
+
+
+def test_an_event_that_a_server_cannot_answer_is_left_out_aloud(run, moody_server, events, tmp_path):
+    write_events(tmp_path, events, moody_server, [None, "too long", "no memory", None])
+    out = tmp_path / "t.parquet"
+    result = run("find", tmp_path, "--url", moody_server.url, "--out", out, "--timeout", 1)
+    assert result.code == 1
+    late, refused, last = result.err.splitlines()
+    assert late.startswith(f"tritrack: event 1: no answer from {moody_server.url} within 1 s; ")
+    assert refused.startswith(
+        f"tritrack: event 2: {moody_server.url} could not take it after 5 attempts: gnn: "
+    )
+    assert late.endswith("this event is left out")
+    assert refused.endswith("this event is left out")
+    assert last == f"tritrack: {out}: written, without the 2 events named above"
+    assert read_tracks(out).event_ids.tolist() == [0, 3]
+
+
+def test_what_was_found_before_a_server_went_is_kept(run, moody_server, events, tmp_path):
+    write_events(tmp_path, events, moody_server, [None, "no memory", None, "gone", None])
+    out = tmp_path / "t.parquet"
+    result = run("find", tmp_path, "--url", moody_server.url, "--out", out, "--in-flight", 1)
+    assert result.code == 1
+    _, gone, last = result.err.splitlines()
+    assert gone.startswith(f"tritrack: event 3: {moody_server.url} is not available after 5 attempts (")
+    assert last == (
+        f"tritrack: {out}: written, without the 1 event named above and the 2 events from event 3 on"
+    )
+    assert read_tracks(out).event_ids.tolist() == [0, 2]
+
+
 def test_evaluate_the_truth(run, event_folder, true_tracks):
     result = run("evaluate", event_folder, "--tracks", true_tracks)
     assert result.code == 0, result.err
