@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from tritrack.commands_run import Events, Model, console
+from tritrack.commands_run import Events, console
 from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
@@ -19,7 +19,7 @@ from tritrack.stages.card import ENSEMBLE, WorkingPointName
 from tritrack.stages.contract import FIT_STEP, FITTED, HITS, TRACK_LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -43,16 +43,23 @@ def find(
     *,
     out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
     url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
-    model: Model = ENSEMBLE,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"Name of the server's model at its default working point ({ENSEMBLE})."),
+    ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Run the same finder in process, without a server.")
     ] = False,
     finder: Annotated[
-        FinderName, typer.Option(help="The chain of networks, or the rule-based finder (with --local).")
-    ] = "chain",
+        FinderName | None,
+        typer.Option(help="For --local: the chain of networks (if not given), or the rule-based finder."),
+    ] = None,
     rules: Annotated[
-        Path, typer.Option(help="Folder of the rules, for --local with --finder rules or --fitted.")
-    ] = Path("weights/rules"),
+        Path | None,
+        typer.Option(
+            help="Folder of the rules, for --local with --finder rules or --fitted (weights/rules)."
+        ),
+    ] = None,
     fitted: Annotated[
         Path | None,
         typer.Option(help="Also fit a helix to each track, and write them to this .parquet file."),
@@ -61,12 +68,16 @@ def find(
         WorkingPointName | None,
         typer.Option(help="What to trade: time for efficiency; the model's default if not given."),
     ] = None,
-    engines: Annotated[Path, typer.Option(help="Folder of engines, for --local.")] = Path("build/engines"),
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the chain, for --local.")] = 2,
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of engines, for the chain with --local (build/engines).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the chain, for --local (2).")] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.001, help="Time a server may take for an event, in s.")
-    ] = 60.0,
-    in_flight: Annotated[int, typer.Option(min=1, help="Requests on their way to a server at once.")] = 2,
+        float | None, typer.Option(min=0.001, help="Time a server may take for an event, in s (60).")
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Requests on their way to a server at once (2).")
+    ] = None,
     pack_hits: Annotated[
         int | None,
         typer.Option(min=1, help="Send several events in one request, of so many hits together at most."),
@@ -84,8 +95,19 @@ def find(
             "find: --finder rules runs with --local, and has no working points; on a server it is "
             "--model rule_finder"
         )
+    of_chain = {"--engines": engines, "--threads": threads}
+    if url is not None:
+        _refuse("--url", {"--finder": finder, "--rules": rules, **of_chain})
+    else:
+        of_server = {"--timeout": timeout, "--in-flight": in_flight, "--pack-hits": pack_hits}
+        _refuse("--local", {"--model": model, **of_server})
+        if finder == "rules":
+            _refuse("--finder rules", of_chain)
+        elif fitted is None:
+            _refuse("--local, but for --finder rules or --fitted", {"--rules": rules})
     _check_files(out, fitted)
     numbers = check_numbers(events)
+    rules, timeout = rules or Path("weights/rules"), timeout or 60.0
     source, sent = itertools.tee(read_all(events))
     with contextlib.ExitStack() as stack:
         tracks = stack.enter_context(write_tracks(out))
@@ -95,16 +117,21 @@ def find(
             results = _find_remote(
                 source,
                 url=url,
-                model=model,
+                model=model or ENSEMBLE,
                 timeout=timeout,
-                in_flight=in_flight,
+                in_flight=in_flight or 2,
                 pack_hits=pack_hits,
                 working_point=working_point,
             )
         elif finder == "rules":
             results = _find_by_rules(source, rules=rules)
         else:
-            results = _find_local(source, engines=engines, threads=threads, working_point=working_point)
+            results = _find_local(
+                source,
+                engines=engines or Path("build/engines"),
+                threads=threads or 2,
+                working_point=working_point,
+            )
         written, named = _write_found(zip(sent, results, strict=True), fit, tracks=tracks, fits=fits)
     missed = numbers[written + named :]
     if named or missed:
@@ -177,6 +204,13 @@ def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
         return fitted
 
     yield fit
+
+
+def _refuse(where: str, given: Mapping[str, object]) -> None:
+    """Raise UsageError for the first of the options that is given."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"find: {option} does not go with {where}")
 
 
 def _check_files(out: Path, fitted: Path | None) -> None:

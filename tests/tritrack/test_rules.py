@@ -89,6 +89,35 @@ def test_an_event_that_is_not_fitted_is_left_out_aloud(
     [
         (("--finder", "rules", "--url", "127.0.0.1:1"), 2, "--finder rules runs with --local"),
         (("--finder", "rules", "--local", "--working-point", "fast"), 2, "has no working points"),
+        *(
+            (("--local", option, value), 2, f"find: {option} does not go with --local\n")
+            for option, value in (
+                ("--model", "rule_finder"),
+                ("--timeout", "5"),
+                ("--in-flight", "2"),
+                ("--pack-hits", "9"),
+            )
+        ),
+        *(
+            (("--url", "127.0.0.1:1", option, value), 2, f"find: {option} does not go with --url\n")
+            for option, value in (
+                ("--finder", "chain"),
+                ("--engines", "{tmp}"),
+                ("--threads", "2"),
+                ("--rules", "{tmp}"),
+            )
+        ),
+        (
+            ("--local", "--finder", "rules", "--engines", "{tmp}"),
+            2,
+            "--engines does not go with --finder rules",
+        ),
+        (("--local", "--finder", "rules", "--threads", "1"), 2, "--threads does not go with --finder rules"),
+        (
+            ("--local", "--rules", "{tmp}"),
+            2,
+            "--rules does not go with --local, but for --finder rules or --fitted",
+        ),
         (("--finder", "rules", "--local", "--rules", "{tmp}"), 1, "no rules.json there"),
         (("--local", "--fitted", "{tmp}/f.parquet", "--rules", "{tmp}"), 1, "no rules.json there"),
         (("--local", "--fitted", "{tmp}/f.csv"), 2, "--fitted: {tmp}/f.csv: a file of fitted tracks ends in"),
