@@ -224,6 +224,8 @@ def _check_files(out: Path, fitted: Path | None) -> None:
                 check(path)
         except EventError as error:
             raise UsageError(f"{option}: {error}") from None
+    if fitted is not None and out.resolve() == fitted.resolve():
+        raise UsageError(f"find: --out and --fitted are one file, {fitted}")
 
 
 def _write_found(

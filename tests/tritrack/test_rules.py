@@ -120,6 +120,11 @@ def test_an_event_that_is_not_fitted_is_left_out_aloud(
         ),
         (("--finder", "rules", "--local", "--rules", "{tmp}"), 1, "no rules.json there"),
         (("--local", "--fitted", "{tmp}/f.parquet", "--rules", "{tmp}"), 1, "no rules.json there"),
+        (
+            ("--local", "--fitted", "{tmp}/../{tmp.name}/t.parquet"),
+            2,
+            "find: --out and --fitted are one file, {tmp}/../{tmp.name}/t.parquet\n",
+        ),
         (("--local", "--fitted", "{tmp}/f.csv"), 2, "--fitted: {tmp}/f.csv: a file of fitted tracks ends in"),
         (
             ("--url", "127.0.0.1:1", "--fitted", "{tmp}/f.parquet"),
