@@ -129,7 +129,7 @@ def write_event(event: Event, path: Path, *, metadata: Mapping[str, str] | None 
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read what a file says of its events beside their columns, by key (raises EventError as `read_events`)."""
+    """Read what a file of events, or of tracks, says beside its columns, by key (raises EventError as `read_events`)."""
     with _reading(path), pq.ParquetFile(path) as file:
         return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
 

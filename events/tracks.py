@@ -1,6 +1,6 @@
 """Track files: which track each hit is on.
 
-``.parquet`` holds event_id, hit_id and track_label (-1: on no track). ``.csv`` is a TrackML submission with
+``.parquet`` holds event_id, hit_id and track_label (-1: on no track), and what found them as metadata. ``.csv`` is a TrackML submission with
 event_id, hit_id and track_id, where label t stands as t + 1 and -1 as 0.
 """
 
@@ -18,7 +18,7 @@ from tritrack.events.event import EventError
 from tritrack.events.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -84,13 +84,16 @@ class TrackWriter:
 
 
 @contextmanager
-def write_tracks(path: Path) -> Iterator[TrackWriter]:
+def write_tracks(path: Path, *, metadata: Mapping[str, str] | None = None) -> Iterator[TrackWriter]:
     """Open a track file for writing. It appears when all is written, and not at all after an error.
 
     Parameters
     ----------
     path
         The file, ``.parquet`` or ``.csv``; its folder is made if missing.
+    metadata
+        What else is known of the tracks, by key: what found them. `tritrack.events.parquet.read_metadata` gives it
+        back; a ``.csv`` has no place for it.
 
     Yields
     ------
@@ -106,7 +109,8 @@ def write_tracks(path: Path) -> Iterator[TrackWriter]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            file = pq.ParquetWriter(temporary, _schema(path), compression="zstd")
+            schema = _schema(path).with_metadata(metadata)
+            file = pq.ParquetWriter(temporary, schema, compression="zstd")
         else:
             file = pa.csv.CSVWriter(
                 temporary, _schema(path), write_options=pa.csv.WriteOptions(quoting_style="none")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from tritrack import __version__
 from tritrack.commands_run import Events, console
+from tritrack.ensemble_repo.plan import RULE_FINDER
 from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
 from tritrack.service.client import TrackFinder
@@ -95,80 +98,142 @@ def find(
             "find: --finder rules runs with --local, and has no working points; on a server it is "
             "--model rule_finder"
         )
-    of_chain = {"--engines": engines, "--threads": threads}
-    if url is not None:
-        _refuse("--url", {"--finder": finder, "--rules": rules, **of_chain})
-    else:
-        of_server = {"--timeout": timeout, "--in-flight": in_flight, "--pack-hits": pack_hits}
-        _refuse("--local", {"--model": model, **of_server})
-        if finder == "rules":
-            _refuse("--finder rules", of_chain)
-        elif fitted is None:
-            _refuse("--local, but for --finder rules or --fitted", {"--rules": rules})
+    _check_options(
+        of_server={
+            "--model": model,
+            "--timeout": timeout,
+            "--in-flight": in_flight,
+            "--pack-hits": pack_hits,
+        },
+        of_chain={"--engines": engines, "--threads": threads},
+        finder=finder,
+        rules=rules,
+        local=local,
+        fitted=fitted is not None,
+    )
     _check_files(out, fitted)
     numbers = check_numbers(events)
     rules, timeout = rules or Path("weights/rules"), timeout or 60.0
     source, sent = itertools.tee(read_all(events))
     with contextlib.ExitStack() as stack:
-        tracks = stack.enter_context(write_tracks(out))
-        fits = None if fitted is None else stack.enter_context(write_fitted(fitted))
         fit = None if fitted is None else stack.enter_context(_fitting(url, rules=rules, timeout=timeout))
         if url is not None:
-            results = _find_remote(
-                source,
-                url=url,
+            remote = _remote(
+                url,
                 model=model or ENSEMBLE,
                 timeout=timeout,
                 in_flight=in_flight or 2,
                 pack_hits=pack_hits,
                 working_point=working_point,
             )
+            chosen = stack.enter_context(remote)
         elif finder == "rules":
-            results = _find_by_rules(source, rules=rules)
+            chosen = _rule_finder(rules)
         else:
-            results = _find_local(
-                source,
-                engines=engines or Path("build/engines"),
-                threads=threads or 2,
-                working_point=working_point,
-            )
-        written, named = _write_found(zip(sent, results, strict=True), fit, tracks=tracks, fits=fits)
+            chosen = _chain(engines or Path("build/engines"), threads=threads or 2, point=working_point)
+        tracks = stack.enter_context(write_tracks(out, metadata=chosen.origin))
+        fits = None if fitted is None else stack.enter_context(write_fitted(fitted))
+        found = zip(sent, chosen.find_all(source), strict=True)
+        written, named = _write_found(found, fit, tracks=tracks, fits=fits)
     missed = numbers[written + named :]
     if named or missed:
-        lacking = [f"the {_n_events(named)} named above"] if named else []
-        lacking += [f"the {_n_events(len(missed))} from event {missed[0]} on"] if missed else []
-        errors.print(f"tritrack: {out}: written, without {' and '.join(lacking)}")
+        errors.print(f"tritrack: {out}: written, without {_lacking(named, missed)}")
         raise typer.Exit(FAILED)
     for path in (out, *([] if fitted is None else [fitted])):
         console.print(f"{path}: written", markup=False)
 
 
-def _find_remote(
-    events: Iterable[Event],
+def _check_options(
     *,
+    of_server: Mapping[str, object],
+    of_chain: Mapping[str, object],
+    finder: FinderName | None,
+    rules: Path | None,
+    local: bool,
+    fitted: bool,
+) -> None:
+    """Refuse, by its name, an option that the way of finding has no use for (raises UsageError)."""
+    if not local:
+        where, unused = "--url", {"--finder": finder, "--rules": rules, **of_chain}
+    elif finder == "rules":
+        where, unused = "--finder rules", {**of_server, **of_chain}
+    else:
+        where, unused = "--local", {**of_server}
+    if local and finder != "rules" and not fitted and rules is not None:
+        raise UsageError("find: --rules does not go with --local, but for --finder rules or --fitted")
+    for option, value in unused.items():
+        if value is not None:
+            raise UsageError(f"find: {option} does not go with {where}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finder:
+    """A finder that is ready.
+
+    Attributes
+    ----------
+    origin
+        Which it is, for the track file.
+    find_all
+        Gives the labels of events in their order, or why an event has none.
+    """
+
+    origin: Mapping[str, str]
+    find_all: Callable[[Iterable[Event]], Iterator[Found]]
+
+
+@contextlib.contextmanager
+def _remote(
     url: str,
+    *,
     model: str,
     timeout: float,
     in_flight: int,
     pack_hits: int | None,
     working_point: WorkingPointName | None,
-) -> Iterator[Found]:
+) -> Iterator[_Finder]:
     with TrackFinder(url, model=model, working_point=working_point, timeout=timeout) as finder:
-        yield from finder.find_many(events, in_flight=in_flight, pack_hits=pack_hits, return_refusals=True)
+        info = finder.server_info()
+        what: Literal["card", "rules"] = "rules" if info.model == RULE_FINDER.name else "card"
+        yield _Finder(
+            origin=_origin(info.model, what, info.card_name, info.card_sha256, point=info.working_point),
+            find_all=lambda events: finder.find_many(
+                events, in_flight=in_flight, pack_hits=pack_hits, return_refusals=True
+            ),
+        )
 
 
-def _find_local(
-    events: Iterable[Event], *, engines: Path, threads: int, working_point: WorkingPointName | None
-) -> Iterator[Found]:
+def _chain(engines: Path, *, threads: int, point: WorkingPointName | None) -> _Finder:
     from tritrack.stages.pipeline import Pipeline
 
-    yield from _find_each(events, Pipeline.load(engines, threads=threads, working_point=working_point).find)
+    chain = Pipeline.load(engines, threads=threads, working_point=point)
+    return _Finder(
+        origin=_origin("chain", "card", chain.card.name, chain.card.hash, point=chain.working_point),
+        find_all=lambda events: _find_each(events, chain.find),
+    )
 
 
-def _find_by_rules(events: Iterable[Event], *, rules: Path) -> Iterator[Found]:
+def _rule_finder(folder: Path) -> _Finder:
     from tritrack.rules.finder import RuleFinder
 
-    yield from _find_each(events, RuleFinder.load(rules).find)
+    finder = RuleFinder.load(folder)
+    return _Finder(
+        origin=_origin("rules", "rules", finder.rules.name, finder.rules.hash, point=None),
+        find_all=lambda events: _find_each(events, finder.find),
+    )
+
+
+def _origin(
+    finder: str, what: Literal["card", "rules"], name: str, sha256: str, *, point: str | None
+) -> dict[str, str]:
+    """Return the metadata of a track file: the served model or the finder in process, and the card or rules of it."""
+    origin = {
+        "tritrack_version": __version__,
+        "tritrack_finder": finder,
+        f"tritrack_{what}": name,
+        f"tritrack_{what}_sha256": sha256,
+    }
+    return origin if point is None else origin | {"tritrack_working_point": point}
 
 
 def _find_each(
@@ -204,13 +269,6 @@ def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
         return fitted
 
     yield fit
-
-
-def _refuse(where: str, given: Mapping[str, object]) -> None:
-    """Raise UsageError for the first of the options that is given."""
-    for option, value in given.items():
-        if value is not None:
-            raise UsageError(f"find: {option} does not go with {where}")
 
 
 def _check_files(out: Path, fitted: Path | None) -> None:
@@ -257,6 +315,13 @@ def _write_found(
             raise
         errors.print(f"tritrack: {error}")
     return written, left_out
+
+
+def _lacking(named: int, missed: list[int]) -> str:
+    """Say which events the files lack: how many are named already, and the numbers of those not come to."""
+    parts = [f"the {_n_events(named)} named above"] if named else []
+    parts += [f"the {_n_events(len(missed))} from event {missed[0]} on"] if missed else []
+    return " and ".join(parts)
 
 
 def _n_events(n: int) -> str:

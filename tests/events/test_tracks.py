@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritrack.events.event import EventError
+from tritrack.events.parquet import read_metadata
 from tritrack.events.tracks import check_track_file, read_tracks, write_tracks
 
 ENDINGS = pytest.mark.parametrize("ending", ["parquet", "csv"])
@@ -51,6 +52,19 @@ def test_the_columns_of_both_kinds_of_file(tmp_path, make_event):
         *(f"7,{h},{t}" for h, t in zip(event.hit_id, (5, 0, 1), strict=True)),
         "",
     ]
+
+
+def test_a_file_says_what_found_its_tracks(tmp_path, make_event):
+    origin = {"tritrack_finder": "chain", "tritrack_card": "dichte Ereignisse, \N{GREEK SMALL LETTER MU}"}
+    with write_tracks(tmp_path / "t.parquet", metadata=origin) as writer:
+        writer.add(make_event(), np.zeros(12, np.int64))
+    assert read_metadata(tmp_path / "t.parquet") == origin
+    assert not read_tracks(tmp_path / "t.parquet").labels_for(make_event()).any()
+    for ending, metadata in (("parquet", None), ("csv", None), ("csv", origin)):
+        with write_tracks(tmp_path / f"{metadata is None}.{ending}", metadata=metadata) as writer:
+            writer.add(make_event(), np.zeros(12, np.int64))
+    assert read_metadata(tmp_path / "True.parquet") == {}
+    assert (tmp_path / "True.csv").read_bytes() == (tmp_path / "False.csv").read_bytes()
 
 
 @ENDINGS

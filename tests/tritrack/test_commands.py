@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tritrack
-from tritrack.events.parquet import event_file, write_event
+from tritrack.events.parquet import event_file, read_metadata, write_event
 from tritrack.events.tracks import read_tracks
 from tritrack.stages.card import CARD_FILE, ForeignStage, read_card
 from tritrack.stages.contract import CONTRACT_VERSION
@@ -39,6 +39,13 @@ def test_find_at_a_working_point(find, small_engines, events, event_folder, tmp_
         result = find(event_folder, out, *(("--working-point", point) if point else ()))
         assert result.code == 0, result.err
         tracks[point] = read_tracks(out)
+        assert read_metadata(out) == {
+            "tritrack_version": version("tritrack"),
+            "tritrack_finder": "chain",
+            "tritrack_card": "small",
+            "tritrack_card_sha256": chain.card.hash,
+            "tritrack_working_point": point or "balanced",
+        }
         for event in events:
             np.testing.assert_array_equal(tracks[point].labels_for(event), chain.at(point).find(event.hits))
     assert (tracks[None].labels_for(events[0]) != tracks["fast"].labels_for(events[0])).any()
@@ -141,6 +148,13 @@ def test_an_event_that_a_server_cannot_answer_is_left_out_aloud(run, moody_serve
     assert refused.endswith("this event is left out")
     assert last == f"tritrack: {out}: written, without the 2 events named above"
     assert read_tracks(out).event_ids.tolist() == [0, 3]
+    assert read_metadata(out) == {
+        "tritrack_version": version("tritrack"),
+        "tritrack_finder": "track_finder",
+        "tritrack_card": "moody",
+        "tritrack_card_sha256": "0" * 64,
+        "tritrack_working_point": "fast",
+    }
 
 
 def test_what_was_found_before_a_server_went_is_kept(run, moody_server, events, tmp_path):

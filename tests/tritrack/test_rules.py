@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tritrack.events.parquet import event_file, write_event
+from tritrack.events.parquet import event_file, read_metadata, write_event
 from tritrack.events.tracks import read_tracks
 from tritrack.physics.fitted import FITTED_COLUMNS
 from tritrack.rules.windows import read_rules, write_rules
@@ -26,6 +26,9 @@ def test_find_and_evaluate(run, tmp_path):
     found = run("find", SAMPLES, "--local", "--finder", "rules", "--rules", SHIPPED, "--out", tracks)
     assert (found.code, found.err) == (0, "")
     assert found.out.count(" tracks\n") == 3
+    rules, origin = read_rules(SHIPPED), read_metadata(tracks)
+    assert (origin["tritrack_finder"], origin["tritrack_rules"]) == ("rules", rules.name)
+    assert origin["tritrack_rules_sha256"] == rules.hash
     judged = run("evaluate", SAMPLES, "--tracks", tracks, "--selection", "comparison", "--json")
     assert judged.code == 0
     assert json.loads(judged.out)["efficiency"]["value"] >= 0.95
