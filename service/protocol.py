@@ -60,6 +60,13 @@ LONGEST_DELAY = 2.0
 # "[request id: ...] in ensemble 'track_finder', " and the like, before the step's own sentence.
 _PREAMBLE = re.compile(r"^(\[request id: [^\]]*\]\s*)?(in ensemble '[^']*',\s*)?")
 
+# How gRPC itself says that no server answered; a status of UNAVAILABLE may as well be the server's own answer.
+_NO_CONNECTION = re.compile(
+    r"failed to connect|errors? resolving|DNS resolution failed|Socket closed|recvmsg|sendmsg|Connection (reset|refused)|"
+    r"Broken pipe|GOAWAY|Stream removed|Transport closed|(keepalive|ping).* timeout",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
@@ -361,10 +368,10 @@ def translate(
             attempts = "" if retries == 0 else f" after {retries + 1} attempts"
             if NO_MEMORY in message:
                 return NoMemoryError(f"{name}: {url} could not take it{attempts}: {message}")
-            return UnavailableError(
-                f"{name}: {url} is not available{attempts} ({message}); is the server running, and is this its "
-                "gRPC port?"
+            hint = (
+                "; is the server running, and is this its gRPC port?" if _NO_CONNECTION.match(message) else ""
             )
+            return UnavailableError(f"{name}: {url} is not available{attempts} ({message}){hint}")
         case _:
             return ServiceError(f"{name}: {url} failed: {message}")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -315,3 +316,147 @@ def moody_server() -> Iterator[MoodyServer]:
     yield MoodyServer(url=f"127.0.0.1:{port}")
     moods.end.set()
     server.stop(None).wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call as it came to a :class:`SmallServer`: its name, the model and id of its request, its headers."""
+
+    name: str
+    model: str
+    request_id: str
+    headers: dict[str, str]
+
+
+class SmallServer:
+    """A gRPC server in this process that speaks as much of KServe v2 as the clients ask, and finds no tracks.
+
+    Parameters
+    ----------
+    models
+        Names of those of the repository of a small card, with rules, that are loaded.
+    lacks
+        With what sentence events find no room; None where they do.
+    certificate
+        PEM of key and certificate, for a server that speaks TLS alone.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        *,
+        configs: dict[str, Any],
+        lacks: str | None = None,
+        certificate: tuple[bytes, bytes] | None = None,
+    ) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2_grpc
+
+        self.calls: list[Call] = []
+        self._loaded = {name: configs[name] for name in models}
+        self._lacks = lacks
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        if certificate is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([certificate]))
+        self.url = f"127.0.0.1:{port}"
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(None).wait()
+
+    def __getattr__(self, name: str) -> Any:
+        """What the service has besides is not implemented, as of any other server."""
+        from tritonclient.grpc import service_pb2_grpc
+
+        return getattr(service_pb2_grpc.GRPCInferenceServiceServicer(), name)
+
+    def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802 (the service's names)
+        from tritonclient.grpc import service_pb2
+
+        self._note("ServerMetadata", context)
+        return service_pb2.ServerMetadataResponse(name="small", version="1")
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        from tritonclient.grpc import service_pb2
+
+        self._note("ModelConfig", context, model=request.name)
+        return service_pb2.ModelConfigResponse(config=self._config(request.name, context))
+
+    def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        from tritonclient.grpc import service_pb2
+
+        self._note("ModelStatistics", context)
+        return service_pb2.ModelStatisticsResponse()
+
+    def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        from tritonclient.grpc import service_pb2
+
+        self._note("RepositoryIndex", context)
+        index = service_pb2.RepositoryIndexResponse()
+        for name in self._loaded:
+            index.models.add(name=name, version="1", state="READY")
+        index.models.add(name="kept_out", state="UNAVAILABLE", reason="unloaded")
+        return index
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        self._note("ModelInfer", context, model=request.model_name, request_id=request.id)
+        config = self._config(request.model_name, context)
+        if self._lacks is not None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, self._lacks)
+        n_hits = request.inputs[0].shape[0]
+        answer = service_pb2.ModelInferResponse()
+        if config.output[0].name == "FITTED":
+            answer.outputs.add(name="FITTED", datatype="FP32", shape=[0, 8])
+            answer.raw_output_contents.append(b"")
+        else:
+            answer.outputs.add(name="TRACK_LABEL", datatype="INT64", shape=[n_hits])
+            answer.raw_output_contents.append(np.full(n_hits, -1, dtype=np.int64).tobytes())
+        return answer
+
+    def _config(self, name: str, context: Any) -> Any:
+        import grpc
+
+        if name not in self._loaded:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+        return self._loaded[name]
+
+    def _note(self, name: str, context: Any, *, model: str = "", request_id: str = "") -> None:
+        headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        self.calls.append(Call(name=name, model=model, request_id=request_id, headers=headers))
+
+
+@pytest.fixture
+def small_server(barrel_rules: Rules) -> Iterator[Callable[..., SmallServer]]:
+    """``small_server("track_finder_fast", lacks=..., certificate=...)``: runs until the test ends."""
+    from tritrack.ensemble_repo.config import model_configs
+    from tritrack.stages.card import Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
+
+    windows = Windows(max_z0=200.0, max_curvature=1.8e-3, overlap=15.0)
+    cuts = Cuts(
+        graph="radius", radius=0.5, windows=windows, k=50, filter_cut=0.1, gnn_cut=0.5, labelling="components"
+    )
+    card = ModelCard(
+        name="small",
+        networks=Networks(),
+        working_points={name: WorkingPoint(cuts=cuts, metrics={}) for name in ("fast", "balanced", "best")},
+        default="balanced",
+        limits=Limits(max_hits=5000, max_pairs=20_000, max_edges=15_000),
+        sha256={},
+    )
+    configs = model_configs(
+        card=card, server="embedded", device="cpu", threads=1, fused=True, rules=barrel_rules
+    )
+    with ExitStack() as stack:
+
+        def start(*models: str, **options: Any) -> SmallServer:
+            server = SmallServer(models, configs=configs, **options)
+            stack.callback(server.close)
+            return server
+
+        yield start
