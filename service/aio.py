@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tritrack.service.errors import OF_ONE_EVENT, RequestTimeoutError
+from tritrack.service.errors import OF_ONE_EVENT, ModelNotFoundError, RequestTimeoutError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
     Pack,
@@ -17,7 +18,9 @@ from tritrack.service.protocol import (
     StepStatistics,
     accepted,
     check_counts,
+    is_not_found,
     is_unavailable,
+    loaded_models,
     make_packs,
     make_request,
     retry_delays,
@@ -187,10 +190,23 @@ class AsyncTrackFinder:
             response = await self._client.get_model_config(model, client_timeout=self.timeout)
             return server_info(url=self.url, metadata=metadata, config=response.config)
 
+        try:
+            return await self._call(name, lambda: ask(self.model))
+        except ModelNotFoundError as error:
+            missing = error
         if self.working_point is not None:
-            default = await self._call(name, lambda: ask(self._default_model))
-            default.require_point(self.working_point)
-        return await self._call(name, lambda: ask(self.model))
+            # The model's own account, where it is loaded, tells a point that it never had from one left out.
+            with contextlib.suppress(ModelNotFoundError):
+                default = await self._call(name, lambda: ask(self._default_model))
+                default.require_point(self.working_point)
+        raise missing
+
+    async def _loaded(self) -> tuple[str, ...]:
+        """Ask for the models that the server has; some servers do not tell."""
+        try:
+            return loaded_models(await self._client.get_model_repository_index(client_timeout=self.timeout))
+        except InferenceServerException:
+            return ()
 
     async def _call(self, name: str, rpc: Callable[[], Awaitable[T]]) -> T:
         for delay in retry_delays(self.retries):
@@ -199,7 +215,12 @@ class AsyncTrackFinder:
             except InferenceServerException as error:
                 if delay is None or not is_unavailable(error):
                     raise translate(
-                        error, name=name, url=self.url, timeout=self.timeout, retries=self.retries
+                        error,
+                        name=name,
+                        url=self.url,
+                        timeout=self.timeout,
+                        retries=self.retries,
+                        loaded=await self._loaded() if is_not_found(error) else (),
                     ) from None
             self._info = None  # whatever answers next may serve another model
             await asyncio.sleep(delay)

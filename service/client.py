@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from tritrack.service.errors import OF_ONE_EVENT, RequestTimeoutError
+from tritrack.service.errors import OF_ONE_EVENT, ModelNotFoundError, RequestTimeoutError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
     Pack,
@@ -19,7 +19,9 @@ from tritrack.service.protocol import (
     StepStatistics,
     accepted,
     check_counts,
+    is_not_found,
     is_unavailable,
+    loaded_models,
     make_packs,
     make_request,
     retry_delays,
@@ -56,7 +58,7 @@ class TrackFinder:
     working_point
         "fast", "balanced" or "best"; None for the server's default.
     model
-        Name of the ensemble at the default working point.
+        Name of the ensemble at the default working point; with ``working_point`` it need not be loaded.
     timeout
         Seconds that each attempt may take.
     retries
@@ -270,10 +272,23 @@ class TrackFinder:
             response = self._client.get_model_config(model, client_timeout=self.timeout)
             return server_info(url=self.url, metadata=metadata, config=response.config)
 
+        try:
+            return self._call(name, lambda: ask(self.model))
+        except ModelNotFoundError as error:
+            missing = error
         if self.working_point is not None:
-            default = self._call(name, lambda: ask(self._default_model))
-            default.require_point(self.working_point)
-        return self._call(name, lambda: ask(self.model))
+            # The model's own account, where it is loaded, tells a point that it never had from one left out.
+            with contextlib.suppress(ModelNotFoundError):
+                default = self._call(name, lambda: ask(self._default_model))
+                default.require_point(self.working_point)
+        raise missing
+
+    def _loaded(self) -> tuple[str, ...]:
+        """Ask for the models that the server has; some servers do not tell."""
+        try:
+            return loaded_models(self._client.get_model_repository_index(client_timeout=self.timeout))
+        except InferenceServerException:
+            return ()
 
     def _call(self, name: str, rpc: Callable[[], T]) -> T:
         for delay in retry_delays(self.retries):
@@ -282,7 +297,12 @@ class TrackFinder:
             except InferenceServerException as error:
                 if delay is None or not is_unavailable(error):
                     raise translate(
-                        error, name=name, url=self.url, timeout=self.timeout, retries=self.retries
+                        error,
+                        name=name,
+                        url=self.url,
+                        timeout=self.timeout,
+                        retries=self.retries,
+                        loaded=self._loaded() if is_not_found(error) else (),
                     ) from None
             self._info = None  # whatever answers next may serve another model
             time.sleep(delay)

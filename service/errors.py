@@ -19,6 +19,10 @@ class UnavailableError(ServiceError):
     """The server cannot be reached, is going down, or lacks the model."""
 
 
+class ModelNotFoundError(UnavailableError):
+    """The server has no such model loaded; the message names those that it has."""
+
+
 class RequestTimeoutError(ServiceError):
     """The server did not answer in time."""
 
@@ -28,7 +32,7 @@ class NoMemoryError(UnavailableError):
 
 
 class MismatchError(ServiceError):
-    """The server speaks another version of the contract than this client."""
+    """The server speaks another version of the contract than this client, or its model is not one that finds tracks."""
 
 
 OF_ONE_EVENT = (EventRefusedError, RequestTimeoutError, NoMemoryError)

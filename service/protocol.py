@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tritonclient.grpc import InferInput
@@ -16,11 +16,13 @@ from tritrack.events.event import Event
 from tritrack.service.errors import (
     EventRefusedError,
     MismatchError,
+    ModelNotFoundError,
     NoMemoryError,
     RequestTimeoutError,
     ServiceError,
     UnavailableError,
 )
+from tritrack.stages.card import default_name
 from tritrack.stages.contract import (
     CONTRACT_VERSION,
     EVENT_OFFSETS,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tritonclient.utils import InferenceServerException
 
+    from tritrack.stages.card import WorkingPointName
     from tritrack.stages.contract import TensorSpec
 
 CHANNEL_ARGUMENTS = (
@@ -96,13 +99,15 @@ class ServerInfo:
         The model's limits; the rule-based finder has the first alone.
     steps
         The ensemble's steps, in order; of the chain in one process, that model itself.
+    outputs
+        Names of the tensors that it answers with.
     """
 
     url: str
     server_version: str
     model: str
-    working_point: str | None
-    working_points: tuple[str, ...]
+    working_point: WorkingPointName | None
+    working_points: tuple[WorkingPointName, ...]
     metrics: dict[str, dict[str, float]]
     contract_version: int
     card_name: str
@@ -112,6 +117,12 @@ class ServerInfo:
     max_pairs: int | None
     max_edges: int | None
     steps: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def default_model(self) -> str:
+        """Name of the model at its default working point; the server may have others of its points alone."""
+        return default_name(self.model, self.working_point)
 
     @property
     def fits(self) -> bool:
@@ -124,6 +135,14 @@ class ServerInfo:
             raise MismatchError(
                 f"{self.url} speaks contract version {self.contract_version}, this client {CONTRACT_VERSION}: "
                 "install the tritrack version that the server was set up with"
+            )
+
+    def require_finder(self) -> None:
+        """Raise MismatchError where the model takes hits, as the fit does, but finds no tracks."""
+        if TRACK_LABEL.name not in self.outputs:
+            raise MismatchError(
+                f"{self.url}: the model {self.model} there finds no tracks: it answers with "
+                f"{', '.join(self.outputs)}, a finder with {TRACK_LABEL.name}"
             )
 
     def require_point(self, working_point: str) -> None:
@@ -221,7 +240,10 @@ class Pack:
         ------
         EventRefusedError
             Where one of the events, or all of them together, cannot be sent.
+        MismatchError
+            Where the model is no finder.
         """
+        info.require_finder()
         for event in self.events:
             event.check(info)
         if len(self.events) == 1:
@@ -345,15 +367,31 @@ def retry_delays(retries: int) -> Iterator[float | None]:
     yield None
 
 
+def loaded_models(index: Any) -> tuple[str, ...]:
+    """Read a ``RepositoryIndexResponse``: the names of the models that are ready, in order."""
+    return tuple(sorted({model.name for model in index.models if model.state == "READY"}))
+
+
+def is_not_found(error: InferenceServerException) -> bool:
+    """Whether the server lacks the model."""
+    return bool(error.status() == "StatusCode.NOT_FOUND")
+
+
 def is_unavailable(error: InferenceServerException) -> bool:
     """Whether another attempt may help."""
     return bool(error.status() == "StatusCode.UNAVAILABLE")
 
 
 def translate(
-    error: InferenceServerException, *, name: str, url: str, timeout: float, retries: int
+    error: InferenceServerException,
+    *,
+    name: str,
+    url: str,
+    timeout: float,
+    retries: int,
+    loaded: tuple[str, ...] = (),
 ) -> ServiceError:
-    """Say in the client's words what a failed call means."""
+    """Say in the client's words what a failed call means, and which models are loaded where one is not."""
     message = _PREAMBLE.sub("", str(error.message() or "no reason given"))
     match error.status():
         case "StatusCode.INVALID_ARGUMENT":
@@ -363,7 +401,8 @@ def translate(
                 f"{name}: no answer from {url} within {timeout:g} s; allow more time or send fewer events at once"
             )
         case "StatusCode.NOT_FOUND":
-            return UnavailableError(f"{name}: {url} has no such model loaded ({message})")
+            there = f"; it has {', '.join(loaded)}" if loaded else ""
+            return ModelNotFoundError(f"{name}: {url} has no such model loaded ({message}){there}")
         case "StatusCode.UNAVAILABLE":
             attempts = "" if retries == 0 else f" after {retries + 1} attempts"
             if NO_MEMORY in message:
@@ -399,8 +438,10 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             url=url,
             server_version=metadata.version,
             model=config.name,
-            working_point=values.get("working_point"),
-            working_points=tuple(values.get("working_points", "").split()),
+            working_point=cast("WorkingPointName | None", values.get("working_point")),
+            working_points=cast(
+                "tuple[WorkingPointName, ...]", tuple(values.get("working_points", "").split())
+            ),
             metrics=json.loads(values["metrics"]),
             contract_version=int(values["contract_version"]),
             card_name=values["card_name"],
@@ -411,6 +452,7 @@ def server_info(*, url: str, metadata: Any, config: Any) -> ServerInfo:
             max_edges=int(values["max_edges"]) if "max_edges" in values else None,
             # The chain in one process is a single step, and so is the rule-based finder.
             steps=tuple(step.model_name for step in config.ensemble_scheduling.step) or (config.name,),
+            outputs=tuple(output.name for output in config.output),
         )
     except (KeyError, IndexError):
         raise MismatchError(f"{url}: the model {config.name} there is not one of tritrack's") from None

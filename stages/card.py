@@ -45,6 +45,11 @@ def ensemble_name(working_point: WorkingPointName | None, *, ensemble: str = ENS
     return ensemble if working_point is None else f"{ensemble}_{working_point}"
 
 
+def default_name(ensemble: str, working_point: WorkingPointName | None) -> str:
+    """Name of the same at the default working point, whether or not this name has its working point's."""
+    return ensemble.removesuffix(ensemble_name(working_point, ensemble=""))
+
+
 class CardError(ValueError):
     """A model card that cannot be used; the message names the file and the field."""
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tritrack.service.client import TrackFinder
-from tritrack.service.errors import ServerStartError, UnavailableError
+from tritrack.service.errors import ModelNotFoundError, ServerStartError
 from tritrack.service.installation import find_installation
 from tritrack.stages.card import CARD_FILE, CardError, engine_file, read_card
 from tritrack.stages.contract import CONTRACT_VERSION, STAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tritrack.stages.card import WorkingPointName
 
 LIBRARIES = (
     "numpy", "pyarrow", "tritonclient", "onnxruntime", "faiss-cpu", "numba", "torch", "nvidia-pytriton",
@@ -44,10 +42,10 @@ def describe_server(url: str, *, model: str) -> dict[str, Any]:
         info = finder.server_info()
     points: dict[str, dict[str, Any]] = {}
     for name in info.working_points:
-        with TrackFinder(url, model=model, working_point=cast("WorkingPointName", name)) as finder:
+        with TrackFinder(url, model=info.default_model, working_point=name) as finder:
             try:
                 point = finder.server_info()
-            except UnavailableError:  # the server was told which models to load
+            except ModelNotFoundError:  # the server was told which models to load
                 points[name] = {"model": f"{finder.model} is not loaded"}
             else:
                 points[name] = {"model": point.model, "metrics": point.metrics}
@@ -56,6 +54,7 @@ def describe_server(url: str, *, model: str) -> dict[str, Any]:
         "server version": info.server_version,
         "server model": info.model,
         "server steps": ", ".join(info.steps),
+        "server answers with": ", ".join(info.outputs),
         "server default working point": info.working_point,
         "server working points": points,
         "server contract version": info.contract_version,

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba")  # the small server serves rules as well
 
+from tritrack.installed import describe_server
+from tritrack.service.aio import AsyncTrackFinder
 from tritrack.service.client import TrackFinder
-from tritrack.service.errors import UnavailableError
+from tritrack.service.errors import MismatchError, ModelNotFoundError, UnavailableError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Start = Callable[..., Any]
+Start = Callable[..., Any]
+Find = Callable[..., np.ndarray]
 
 HITS = np.zeros((3, 3), dtype=np.float32)
+
+
+def find_sync(url: str, **options: Any) -> np.ndarray:
+    with TrackFinder(url, retries=0, **options) as finder:
+        return finder.find(HITS)
+
+
+def find_async(url: str, **options: Any) -> np.ndarray:
+    async def find() -> np.ndarray:
+        async with AsyncTrackFinder(url, retries=0, **options) as finder:
+            return await finder.find(HITS)
+
+    return asyncio.run(find())
+
+
+both_clients = pytest.mark.parametrize("find", [find_sync, find_async])
 
 
 def test_a_server_that_answers_is_not_asked_whether_it_runs(small_server: Start) -> None:
@@ -27,3 +45,61 @@ def test_a_server_that_answers_is_not_asked_whether_it_runs(small_server: Start)
         pytest.raises(UnavailableError, match=r"after 2 attempts \(gnn: no memory is left for this event\)$"),
     ):
         finder.find(HITS)
+
+
+@both_clients
+def test_a_working_point_alone_can_be_used_by_name(small_server: Start, find: Find) -> None:
+    server = small_server("track_finder_fast", "track_finder_fused_fast")
+    for model in ("track_finder", "track_finder_fused"):
+        assert find(server.url, model=model, working_point="fast").tolist() == [-1, -1, -1]
+    assert {call.model for call in server.calls if call.name == "ModelConfig"} == {
+        "track_finder_fast",
+        "track_finder_fused_fast",
+    }
+
+
+@both_clients
+@pytest.mark.parametrize("options", [{}, {"working_point": "best"}])
+def test_the_models_that_are_there_are_named(
+    small_server: Start, find: Find, options: dict[str, str]
+) -> None:
+    server = small_server("track_finder_fast", "gnn")
+    asked = "track_finder_best" if options else "track_finder"
+    sentence = rf"^the event: {server.url} has no such model loaded \(.*'{asked}'.*\); it has gnn, track_finder_fast$"
+    with pytest.raises(ModelNotFoundError, match=sentence):
+        find(server.url, **options)
+
+
+@both_clients
+def test_a_point_that_is_not_loaded_is_none_that_the_model_lacks(small_server: Start, find: Find) -> None:
+    server = small_server("track_finder", "rule_finder")
+    with pytest.raises(ModelNotFoundError, match="'track_finder_fast' is not found"):
+        find(server.url, working_point="fast")
+    with pytest.raises(UnavailableError, match=r"no working point quick, it has fast, balanced, best$"):
+        find(server.url, working_point="quick")
+    with pytest.raises(UnavailableError, match=r"no working point fast, it has none$"):
+        find(server.url, model="rule_finder", working_point="fast")
+
+
+@pytest.mark.parametrize("ensemble", ["track_finder", "track_finder_fused"])
+def test_info_of_a_working_point_lists_the_others(small_server: Start, ensemble: str) -> None:
+    server = small_server(f"{ensemble}_fast")
+    facts = describe_server(server.url, model=f"{ensemble}_fast")
+    assert (facts["server model"], facts["server answers with"]) == (f"{ensemble}_fast", "TRACK_LABEL")
+    assert {name: point["model"] for name, point in facts["server working points"].items()} == {
+        "fast": f"{ensemble}_fast",
+        "balanced": f"{ensemble}_balanced is not loaded",
+        "best": f"{ensemble}_best is not loaded",
+    }
+
+
+@both_clients
+def test_the_fit_is_no_finder(small_server: Start, find: Find) -> None:
+    server = small_server("track_fit")
+    sentence = "the model track_fit there finds no tracks: it answers with FITTED, a finder with TRACK_LABEL$"
+    with pytest.raises(MismatchError, match=sentence):
+        find(server.url, model="track_fit")
+    assert not any(call.name == "ModelInfer" for call in server.calls)
+    with TrackFinder(server.url, model="track_fit") as fitter:
+        assert fitter.fit(HITS, np.full(3, -1)).shape == (0, 8)
+    assert describe_server(server.url, model="track_fit")["server answers with"] == "FITTED"
