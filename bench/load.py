@@ -24,6 +24,7 @@ from tritrack.bench.load_generator.watch import Watch
 from tritrack.bench.load_generator.wire import Connection, Served, WireRequest, encode
 from tritrack.bench.result import Header, describe_here
 from tritrack.failures import one_sentence
+from tritrack.service.access import PLAIN
 from tritrack.service.protocol import FIRST_DELAY
 from tritrack.stages.card import ENSEMBLE
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tritrack.service.access import Access
     from tritrack.service.protocol import StepStatistics
 
 TIMEOUT = 60.0
@@ -102,7 +104,7 @@ class Plan:
         Closed loops of so many clients.
     rates
         Open loops of so many arrivals a second.
-    duration, n_requests, seed, max_in_flight, timeout, pid
+    duration, n_requests, seed, max_in_flight, timeout, pid, access
         As for `closed_loop` and `open_loop`.
     """
 
@@ -115,6 +117,7 @@ class Plan:
     max_in_flight: int | None = None
     timeout: float = TIMEOUT
     pid: int | None = None
+    access: Access = PLAIN
 
 
 def closed_loop(
@@ -128,6 +131,7 @@ def closed_loop(
     warm_up: int | None = None,
     timeout: float = TIMEOUT,
     pid: int | None = None,
+    access: Access = PLAIN,
 ) -> Load:
     """Let clients send events, each its next one when its last is answered.
 
@@ -149,6 +153,8 @@ def closed_loop(
         Seconds that a request may take.
     pid
         Process id of the server, where it runs on this machine: its processor time and memory are measured, too.
+    access
+        TLS and headers, where the server wants them.
 
     Raises
     ------
@@ -168,6 +174,7 @@ def closed_loop(
             warm_up=n_clients if warm_up is None else warm_up,
             timeout=timeout,
             pid=pid,
+            access=access,
             drive=functools.partial(_drive_clients, duration=duration),
         )
     )
@@ -187,6 +194,7 @@ def open_loop(
     warm_up: int | None = None,
     timeout: float = TIMEOUT,
     pid: int | None = None,
+    access: Access = PLAIN,
 ) -> Load:
     """Send events when they are due, as a Poisson process, whether or not earlier ones are answered.
 
@@ -201,7 +209,7 @@ def open_loop(
         cap.
     warm_up
         Requests before, one after the other, which do not count; one if not given.
-    url, events, model, timeout, pid
+    url, events, model, timeout, pid, access
         As for `closed_loop`; all requests go over one connection.
 
     Raises
@@ -223,6 +231,7 @@ def open_loop(
             warm_up=1 if warm_up is None else warm_up,
             timeout=timeout,
             pid=pid,
+            access=access,
             drive=functools.partial(_drive_arrivals, arrivals=arrivals, max_in_flight=max_in_flight),
         )
     )
@@ -234,11 +243,11 @@ def whole_turns(n_requests: int, n_events: int) -> int:
     return -(-n_requests // n_events) * n_events
 
 
-def ask(url: str, *, model: str) -> Served:
+def ask(url: str, *, model: str, access: Access = PLAIN) -> Served:
     """Ask a server what it serves."""
 
     async def run() -> Served:
-        async with Connection(url, timeout=TIMEOUT) as connection:
+        async with Connection(url, timeout=TIMEOUT, access=access) as connection:
             return await connection.served(model)
 
     return asyncio.run(run())
@@ -253,7 +262,7 @@ def run_plan(
         _check(events, duration=plan.duration, n_requests=plan.n_requests, counts=counts, warm_up=None)
     for rate in plan.rates:
         _arrivals(rate, seed=plan.seed, duration=plan.duration, n_requests=plan.n_requests)
-    served = ask(url, model=plan.model)
+    served = ask(url, model=plan.model, access=plan.access)
     loads = []
     for n_clients in plan.n_clients:
         loads.append(
@@ -266,6 +275,7 @@ def run_plan(
                 n_requests=plan.n_requests,
                 timeout=plan.timeout,
                 pid=plan.pid,
+                access=plan.access,
             )
         )
         tell(summary(loads[-1]))
@@ -282,25 +292,30 @@ def run_plan(
                 max_in_flight=plan.max_in_flight,
                 timeout=plan.timeout,
                 pid=plan.pid,
+                access=plan.access,
             )
         )
         tell(summary(loads[-1]))
-    threads = {step.threads for step in served.steps}
     return Result(
-        header=describe_here(
-            "load",
-            model=served.card_name,
-            card_sha256=served.card_sha256,
-            working_point=served.working_point,
-            threads=threads.pop() if len(threads) == 1 else None,
-            packages=("tritrack", "numpy", "grpcio", "tritonclient"),
-        ),
+        header=_header(served),
         url=url,
         model=plan.model,
         served=served,
         n_events=len(events),
         n_hits=sum(len(hits) for hits in events),
         loads=tuple(loads),
+    )
+
+
+def _header(served: Served) -> Header:
+    threads = {step.threads for step in served.steps}
+    return describe_here(
+        "load",
+        model=served.card_name,
+        card_sha256=served.card_sha256,
+        working_point=served.working_point,
+        threads=threads.pop() if len(threads) == 1 else None,
+        packages=("tritrack", "numpy", "grpcio", "tritonclient"),
     )
 
 
@@ -314,11 +329,12 @@ async def _measure(
     warm_up: int,
     timeout: float,
     pid: int | None,
+    access: Access,
     drive: Callable[[Sequence[Connection], Iterator[WireRequest], Tally], Awaitable[None]],
 ) -> Run:
     """Warm up, then run the loop between two looks at the server's statistics."""
     written = [encode(model, hits) for hits in events]
-    connections = [Connection(url, timeout=timeout) for _ in range(n_connections)]
+    connections = [Connection(url, timeout=timeout, access=access) for _ in range(n_connections)]
     try:
         served = await connections[0].served(model)
         await _warm_up(connections, islice(cycle(written), warm_up))

@@ -98,7 +98,8 @@ class TritonPythonModel:
         except NoRoomError as error:
             return _refusal(str(error), pb_utils.TritonError.UNAVAILABLE)
         except Exception as error:  # noqa: BLE001 (a request that fails must not take the others along)
-            pb_utils.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
+            asked = f"[request id: {request.request_id() or '<id_unknown>'}]"  # as Triton writes it
+            pb_utils.Logger.log_error(f"{self.name}: {asked} {traceback.format_exc()}")
             if lacks_memory(error):
                 traceback.clear_frames(error.__traceback__)  # they hold the event's tensors
                 give_back_memory()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tritrack.service.access import PLAIN, Access
 from tritrack.service.errors import OF_ONE_EVENT, ModelNotFoundError, RequestTimeoutError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
@@ -51,7 +52,7 @@ class AsyncTrackFinder:
 
     Parameters
     ----------
-    url, working_point, model, timeout, retries
+    url, working_point, model, timeout, retries, access
         As there.
     """
 
@@ -63,6 +64,7 @@ class AsyncTrackFinder:
         model: str = ENSEMBLE,
         timeout: float = 60.0,
         retries: int = 4,
+        access: Access = PLAIN,
     ) -> None:
         self.url = url
         self.working_point = working_point
@@ -70,7 +72,10 @@ class AsyncTrackFinder:
         self._default_model = model
         self.timeout = timeout
         self.retries = retries
-        self._client = InferenceServerClient(url, channel_args=list(CHANNEL_ARGUMENTS))
+        self._client = InferenceServerClient(
+            url, creds=access.credentials(), channel_args=list(CHANNEL_ARGUMENTS)
+        )
+        self._client.register_plugin(access.sign)
         self._info: ServerInfo | None = None
 
     async def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
@@ -84,7 +89,9 @@ class AsyncTrackFinder:
         inputs = request.fit_inputs(await self._checked_info(request.name), labels)
 
         async def infer() -> Any:
-            return await self._client.infer(FIT_STEP.name, inputs, client_timeout=self.timeout)
+            return await self._client.infer(
+                FIT_STEP.name, inputs, request_id=request.name, client_timeout=self.timeout
+            )
 
         return request.fitted(await self._call(request.name, infer), labels)
 
@@ -159,7 +166,9 @@ class AsyncTrackFinder:
         inputs = pack.inputs(info)
 
         async def infer() -> Any:
-            return await self._client.infer(self.model, inputs, client_timeout=self.timeout)
+            return await self._client.infer(
+                self.model, inputs, request_id=pack.name, client_timeout=self.timeout
+            )
 
         return pack.labels(await self._call(pack.name, infer))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from tritrack.service.access import PLAIN, Access
 from tritrack.service.errors import OF_ONE_EVENT, ModelNotFoundError, RequestTimeoutError
 from tritrack.service.protocol import (
     CHANNEL_ARGUMENTS,
@@ -64,11 +65,14 @@ class TrackFinder:
     retries
         How often a call is repeated when the server is unavailable, 0.1 s later at first and twice as long
         each time (2 s at most). Nothing else is repeated.
+    access
+        TLS, and headers such as a token, where the server or a proxy before it wants them.
 
     Notes
     -----
     The first call asks the server whether this client fits it (raises MismatchError), and whether it has the
-    working point (raises UnavailableError).
+    working point (raises UnavailableError). Each request carries the name that messages give its event, such as
+    "event 7", as its id, by which it is found in the server's log.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class TrackFinder:
         model: str = ENSEMBLE,
         timeout: float = 60.0,
         retries: int = 4,
+        access: Access = PLAIN,
     ) -> None:
         self.url = url
         self.working_point = working_point
@@ -86,7 +91,10 @@ class TrackFinder:
         self._default_model = model
         self.timeout = timeout
         self.retries = retries
-        self._client = InferenceServerClient(url, channel_args=list(CHANNEL_ARGUMENTS))
+        self._client = InferenceServerClient(
+            url, creds=access.credentials(), channel_args=list(CHANNEL_ARGUMENTS)
+        )
+        self._client.register_plugin(access.sign)
         self._info: ServerInfo | None = None
 
     def find(self, event: Event | NDArray[np.float32]) -> NDArray[np.int64]:
@@ -139,7 +147,9 @@ class TrackFinder:
         inputs = request.fit_inputs(self._checked_info(request.name), labels)
 
         def infer() -> Any:
-            return self._client.infer(FIT_STEP.name, inputs, client_timeout=self.timeout)
+            return self._client.infer(
+                FIT_STEP.name, inputs, request_id=request.name, client_timeout=self.timeout
+            )
 
         return request.fitted(self._call(request.name, infer), labels)
 
@@ -227,7 +237,7 @@ class TrackFinder:
         inputs = pack.inputs(info)
 
         def infer() -> Any:
-            return self._client.infer(self.model, inputs, client_timeout=self.timeout)
+            return self._client.infer(self.model, inputs, request_id=pack.name, client_timeout=self.timeout)
 
         return pack.labels(self._call(pack.name, infer))
 

@@ -11,6 +11,10 @@ class ServerStartError(ServiceError):
     """The server did not start; the message says why."""
 
 
+class AccessError(ServiceError, ValueError):
+    """A server cannot be spoken to in the way asked for; the message says what is wrong with it."""
+
+
 class EventRefusedError(ServiceError, ValueError):
     """The event breaks the contract or is over the model's limits; the message names it and says how."""
 

@@ -184,7 +184,7 @@ class Request:
     Attributes
     ----------
     name
-        How messages call it.
+        How messages call it, and the server's log.
     hits
         float32 [n_hits, n_columns].
     """
@@ -408,7 +408,9 @@ def translate(
             if NO_MEMORY in message:
                 return NoMemoryError(f"{name}: {url} could not take it{attempts}: {message}")
             hint = (
-                "; is the server running, and is this its gRPC port?" if _NO_CONNECTION.match(message) else ""
+                "; is the server running, is this its gRPC port, and does it speak TLS, or not?"
+                if _NO_CONNECTION.match(message)
+                else ""
             )
             return UnavailableError(f"{name}: {url} is not available{attempts} ({message}){hint}")
         case _:

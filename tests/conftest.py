@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -338,7 +340,7 @@ class SmallServer:
     lacks
         With what sentence events find no room; None where they do.
     certificate
-        PEM of key and certificate, for a server that speaks TLS alone.
+        For a server that speaks TLS alone; its key lies beside it as ``key.pem``.
     """
 
     def __init__(
@@ -347,7 +349,7 @@ class SmallServer:
         *,
         configs: dict[str, Any],
         lacks: str | None = None,
-        certificate: tuple[bytes, bytes] | None = None,
+        certificate: Path | None = None,
     ) -> None:
         import grpc
         from tritonclient.grpc import service_pb2_grpc
@@ -360,7 +362,8 @@ class SmallServer:
         if certificate is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
-            port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([certificate]))
+            pair = (certificate.with_name("key.pem").read_bytes(), certificate.read_bytes())
+            port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
         self.url = f"127.0.0.1:{port}"
         self._server.start()
 
@@ -460,3 +463,19 @@ def small_server(barrel_rules: Rules) -> Iterator[Callable[..., SmallServer]]:
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that has signed itself; its key lies beside it as ``key.pem``."""
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=small "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out ca.pem".split(),
+        cwd=folder,
+        capture_output=True,
+        check=True,
+    )
+    return folder / "ca.pem"

@@ -16,6 +16,7 @@ from tritrack.commands_run import Events, console
 from tritrack.ensemble_repo.plan import RULE_FINDER
 from tritrack.events.event import EventError
 from tritrack.failures import FAILED, UsageError
+from tritrack.options import Header, Tls, TlsCa, Url, read_access
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import OF_ONE_EVENT, EventRefusedError, ServiceError
 from tritrack.stages.card import ENSEMBLE, WorkingPointName
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tritrack.events.event import Event
     from tritrack.events.tracks import TrackWriter
     from tritrack.physics.fitted import FittedWriter
+    from tritrack.service.access import Access
 
     Found = NDArray[np.int64] | ServiceError
     Fit = Callable[[Event, NDArray[np.int64]], NDArray[np.float32]]
@@ -45,7 +47,10 @@ def find(
     events: Events,
     *,
     out: Annotated[Path, typer.Option(help="Track file: .parquet, or .csv for a TrackML submission.")],
-    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    url: Url = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    header: Header = [],  # noqa: B006 (typer reads it, nothing writes to it)
     model: Annotated[
         str | None,
         typer.Option(help=f"Name of the server's model at its default working point ({ENSEMBLE})."),
@@ -100,6 +105,9 @@ def find(
         )
     _check_options(
         of_server={
+            "--tls": tls or None,
+            "--tls-ca": tls_ca,
+            "--header": header or None,
             "--model": model,
             "--timeout": timeout,
             "--in-flight": in_flight,
@@ -111,15 +119,19 @@ def find(
         local=local,
         fitted=fitted is not None,
     )
+    access = read_access(tls=tls, tls_ca=tls_ca, header=header)
     _check_files(out, fitted)
     numbers = check_numbers(events)
     rules, timeout = rules or Path("weights/rules"), timeout or 60.0
     source, sent = itertools.tee(read_all(events))
     with contextlib.ExitStack() as stack:
-        fit = None if fitted is None else stack.enter_context(_fitting(url, rules=rules, timeout=timeout))
+        fit = None
+        if fitted is not None:
+            fit = stack.enter_context(_fitting(url, rules=rules, timeout=timeout, access=access))
         if url is not None:
             remote = _remote(
                 url,
+                access=access,
                 model=model or ENSEMBLE,
                 timeout=timeout,
                 in_flight=in_flight or 2,
@@ -186,13 +198,14 @@ class _Finder:
 def _remote(
     url: str,
     *,
+    access: Access,
     model: str,
     timeout: float,
     in_flight: int,
     pack_hits: int | None,
     working_point: WorkingPointName | None,
 ) -> Iterator[_Finder]:
-    with TrackFinder(url, model=model, working_point=working_point, timeout=timeout) as finder:
+    with TrackFinder(url, model=model, working_point=working_point, timeout=timeout, access=access) as finder:
         info = finder.server_info()
         what: Literal["card", "rules"] = "rules" if info.model == RULE_FINDER.name else "card"
         yield _Finder(
@@ -249,10 +262,10 @@ def _find_each(
 
 
 @contextlib.contextmanager
-def _fitting(url: str | None, *, rules: Path, timeout: float) -> Iterator[Fit]:
+def _fitting(url: str | None, *, rules: Path, timeout: float, access: Access) -> Iterator[Fit]:
     """Give the helix fit: a server's, or the same step in process."""
     if url is not None:
-        with TrackFinder(url, model=FIT_STEP.name, timeout=timeout) as fitter:
+        with TrackFinder(url, model=FIT_STEP.name, timeout=timeout, access=access) as fitter:
             fitter.server_info()  # a server without the model shows before the work
             yield fitter.fit
         return

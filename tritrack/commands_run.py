@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tritrack.ensemble_repo.plan import IN_FLIGHT
 from tritrack.failures import FAILED, UsageError
+from tritrack.options import Header, Model, Tls, TlsCa, Url, read_access
 from tritrack.service.errors import ServerStartError
 from tritrack.stages.card import ENSEMBLE
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tritrack.physics.metrics import Report
+    from tritrack.service.access import Access
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
 
@@ -30,7 +32,6 @@ Events = Annotated[
     list[Path],
     typer.Argument(help="Parquet events, folders of them, or TrackML event*-hits.csv(.gz) files."),
 ]
-Model = Annotated[str, typer.Option(help="Name of the server's model at its default working point.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -98,7 +99,10 @@ def load(
         list[Path],
         typer.Option(help="Events to send in turns: a file or folder, as for find; may be given again."),
     ],
-    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    url: Url = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    header: Header = [],  # noqa: B006 (typer reads it, nothing writes to it)
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
     model: Model = ENSEMBLE,
     concurrency: Annotated[
@@ -149,6 +153,7 @@ def load(
         raise UsageError("load: give either --duration or --requests")
     plan = Plan(
         model=model,
+        access=read_access(tls=tls, tls_ca=tls_ca, header=header),
         n_clients=tuple(concurrency),
         rates=tuple(rate),
         duration=10.0 if duration is None and requests is None else duration,
@@ -204,7 +209,10 @@ def evaluate(
 
 def info(
     *,
-    url: Annotated[str | None, typer.Option(help="HOST:PORT of a server's gRPC service.")] = None,
+    url: Url = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    header: Header = [],  # noqa: B006 (typer reads it, nothing writes to it)
     model: Model = ENSEMBLE,
     engines: Annotated[Path, typer.Option(help="Folder of engines.")] = Path("build/engines"),
     as_json: AsJson = False,
@@ -212,7 +220,10 @@ def info(
     """Say what is installed here, and what a server serves."""
     from tritrack.installed import describe, describe_server
 
-    facts = describe(engines) if url is None else describe(engines) | describe_server(url, model=model)
+    facts = describe(engines)
+    if url is not None:
+        access = read_access(tls=tls, tls_ca=tls_ca, header=header)
+        facts |= describe_server(url, model=model, access=access)
     if as_json:
         print(json.dumps(facts, indent=2))
         return

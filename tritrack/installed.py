@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from tritrack.service.access import PLAIN
 from tritrack.service.client import TrackFinder
 from tritrack.service.errors import ModelNotFoundError, ServerStartError
 from tritrack.service.installation import find_installation
@@ -15,6 +16,8 @@ from tritrack.stages.contract import CONTRACT_VERSION, STAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tritrack.service.access import Access
 
 LIBRARIES = (
     "numpy", "pyarrow", "tritonclient", "onnxruntime", "faiss-cpu", "numba", "torch", "nvidia-pytriton",
@@ -36,13 +39,13 @@ def describe(engines: Path) -> dict[str, Any]:
     }
 
 
-def describe_server(url: str, *, model: str) -> dict[str, Any]:
+def describe_server(url: str, *, model: str, access: Access = PLAIN) -> dict[str, Any]:
     """Return what a server's model serves and whether this client fits it (raises ServiceError)."""
-    with TrackFinder(url, model=model) as finder:
+    with TrackFinder(url, model=model, access=access) as finder:
         info = finder.server_info()
     points: dict[str, dict[str, Any]] = {}
     for name in info.working_points:
-        with TrackFinder(url, model=info.default_model, working_point=name) as finder:
+        with TrackFinder(url, model=info.default_model, working_point=name, access=access) as finder:
             try:
                 point = finder.server_info()
             except ModelNotFoundError:  # the server was told which models to load

@@ -9,6 +9,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from tritrack.service.access import PLAIN
 from tritrack.service.errors import EventRefusedError, NoMemoryError, RequestTimeoutError, UnavailableError
 from tritrack.service.protocol import CHANNEL_ARGUMENTS, step_statistics, translate
 from tritrack.stages.contract import HITS, TRACK_LABEL
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tritrack.service.access import Access
     from tritrack.service.protocol import StepStatistics
 
 ErrorKind = Literal["unavailable", "timeout", "refused", "other"]
@@ -129,21 +131,29 @@ class Connection:
         HOST:PORT of the gRPC service.
     timeout
         Seconds that a request may take.
+    access
+        TLS and headers.
     """
 
-    def __init__(self, url: str, *, timeout: float) -> None:
+    def __init__(self, url: str, *, timeout: float, access: Access = PLAIN) -> None:
         self.url = url
         self.timeout = timeout
         # Clients are programs of their own, so none shares its connection with another.
         options = [*CHANNEL_ARGUMENTS, ("grpc.use_local_subchannel_pool", 1)]
-        self._channel = grpc.aio.insecure_channel(url, options=options)
+        credentials = access.credentials()
+        self._channel = (
+            grpc.aio.insecure_channel(url, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(url, credentials, options=options)
+        )
+        self._metadata = access.metadata
         self._infer = self._channel.unary_unary(INFER)  # without serializers: bytes in, bytes out
         self._ask = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def send(self, request: WireRequest) -> Failure | None:
         """Send an event and wait for the answer; None where it holds a label for each hit. Nothing is repeated."""
         try:
-            answer = await self._infer(request.body, timeout=self.timeout)
+            answer = await self._infer(request.body, timeout=self.timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             return self._failure(error)
         shapes = [
@@ -202,7 +212,7 @@ class Connection:
     async def _optional(self, call: Any, message: Any) -> Any:
         """Return the answer to a question that only some servers know; None of the others."""
         try:
-            return await call(message, timeout=ASK_TIMEOUT)
+            return await call(message, timeout=ASK_TIMEOUT, metadata=self._metadata)
         except grpc.RpcError:
             # Not implemented, no such model, or no server: the requests themselves tell these apart.
             return None

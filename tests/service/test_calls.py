@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import pytest
 
 pytest.importorskip("numba")  # the small server serves rules as well
 
+from tritrack.bench.load import closed_loop
+from tritrack.events.event import Event
 from tritrack.installed import describe_server
+from tritrack.service.access import Access
 from tritrack.service.aio import AsyncTrackFinder
 from tritrack.service.client import TrackFinder
-from tritrack.service.errors import MismatchError, ModelNotFoundError, UnavailableError
+from tritrack.service.errors import AccessError, MismatchError, ModelNotFoundError, UnavailableError
 
 Start = Callable[..., Any]
 Find = Callable[..., np.ndarray]
@@ -103,3 +107,80 @@ def test_the_fit_is_no_finder(small_server: Start, find: Find) -> None:
     with TrackFinder(server.url, model="track_fit") as fitter:
         assert fitter.fit(HITS, np.full(3, -1)).shape == (0, 8)
     assert describe_server(server.url, model="track_fit")["server answers with"] == "FITTED"
+
+
+TOKEN = "Bearer a.b-c"
+
+
+@both_clients
+def test_headers_go_along_with_every_call(small_server: Start, find: Find) -> None:
+    server = small_server("track_finder_fast")
+    access = Access(headers={"Authorization": TOKEN, "x-vo": "atlas"})
+    find(server.url, working_point="fast", access=access)
+    with pytest.raises(ModelNotFoundError):
+        find(server.url, access=access)
+    assert {call.name for call in server.calls} == {
+        "ServerMetadata",
+        "ModelConfig",
+        "ModelInfer",
+        "RepositoryIndex",
+    }
+    for call in server.calls:
+        assert (call.headers["authorization"], call.headers["x-vo"]) == (TOKEN, "atlas")
+    assert TOKEN not in repr(access)
+
+
+def test_a_request_has_its_events_name(small_server: Start) -> None:
+    server = small_server("track_finder", "track_fit")
+    events = [
+        Event(event_id=number, hits=HITS, hit_id=np.arange(3), modules=np.zeros((3, 3), dtype=np.int32))
+        for number in (7, 8)
+    ]
+
+    async def find() -> None:
+        async with AsyncTrackFinder(server.url) as finder:
+            labels = await finder.find(events[0])
+            await finder.fit(events[0], labels)
+            _ = [labels async for labels in finder.find_many(events, pack_hits=10)]
+
+    asyncio.run(find())
+    by_asyncio = [call.request_id for call in server.calls if call.name == "ModelInfer"]
+    server.calls.clear()
+    with TrackFinder(server.url) as finder:
+        finder.fit(events[0], finder.find(events[0]))
+        list(finder.find_many(events, pack_hits=10))
+    names = [call.request_id for call in server.calls if call.name == "ModelInfer"]
+    assert names == by_asyncio == ["event 7", "event 7", "the 2 events from event 7 to event 8"]
+
+
+@both_clients
+def test_a_server_that_speaks_tls(small_server: Start, find: Find, certificate: Path) -> None:
+    server = small_server("track_finder", certificate=certificate)
+    assert find(server.url, access=Access(ssl=True, root_certificates=certificate)).tolist() == [-1, -1, -1]
+    for access in (Access(ssl=True), Access()):  # signed by none of the usual authorities; without TLS
+        with pytest.raises(
+            UnavailableError, match=r"is this its gRPC port, and does it speak TLS, or not\?$"
+        ):
+            find(server.url, access=access)
+
+
+def test_a_load_goes_the_same_way(small_server: Start, certificate: Path) -> None:
+    server = small_server("track_finder", certificate=certificate)
+    access = Access(ssl=True, root_certificates=certificate, headers={"authorization": TOKEN})
+    load = closed_loop(server.url, events=[HITS], n_clients=2, n_requests=4, access=access)
+    assert (load.n_answered, load.errors.first) == (4, ())
+    assert {call.headers["authorization"] for call in server.calls} == {TOKEN}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"headers": {"a b": "c"}}, "header 'a b': letters, digits"),
+        ({"headers": {"key-bin": "c"}}, "header 'key-bin': .* no '-bin' at the end"),
+        ({"headers": {"token": "c\n"}}, "header 'token': its value holds more than printable ASCII"),
+        ({"root_certificates": Path("ca.pem")}, r"root_certificates: ca\.pem given without ssl"),
+    ],
+)
+def test_what_cannot_be_sent_is_said(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(AccessError, match=sentence):
+        Access(**options)

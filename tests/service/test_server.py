@@ -152,6 +152,7 @@ def test_an_event_without_memory_may_come_again(
             pytest.raises(UnavailableError, match=r"no memory is left for this event .* Unable to allocate"),
         ):
             finder.find(hits)
+        assert "labelling_balanced: [request id: the event] Traceback" in server.log()
         with TrackFinder(server.url, retries=2) as finder:
             np.testing.assert_array_equal(finder.find(hits), chain.find(hits))
 
