@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tritrack.physics.metrics import Report
-    from tritrack.service.access import Access
 
 # Libraries are imported inside each command, so that a client without extras has every --help.
 

@@ -380,8 +380,16 @@ def test_info_of_engines_that_cannot_be_used(run, tmp_path):
 
 
 def test_the_public_face():
+    from tritrack.service import errors
+    from tritrack.service.aio import AsyncTrackFinder
     from tritrack.service.client import TrackFinder
 
     assert tritrack.TrackFinder is TrackFinder
+    assert tritrack.AsyncTrackFinder is AsyncTrackFinder
+    for name in set(tritrack.__all__) - {"__version__"}:
+        assert getattr(tritrack, name).__name__ == name
+    own = {name for name, error in vars(errors).items() if isinstance(error, type)}
+    # A server that did not start is no matter of the client's.
+    assert own - set(tritrack.__all__) == {"ServerStartError"}
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = tritrack.Nothing
