@@ -263,6 +263,7 @@ class _Moods(service_pb2_grpc.GRPCInferenceServiceServicer):
         config = model_config_pb2.ModelConfig(
             name=request.name,
             input=[{"name": "HITS", "dims": [-1, 3]}],
+            output=[{"name": "TRACK_LABEL", "dims": [-1]}],
             parameters={key: {"string_value": str(value)} for key, value in values.items()},
         )
         return service_pb2.ModelConfigResponse(config=config)

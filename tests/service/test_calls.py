@@ -43,10 +43,10 @@ both_clients = pytest.mark.parametrize("find", [find_sync, find_async])
 
 
 def test_a_server_that_answers_is_not_asked_whether_it_runs(small_server: Start) -> None:
-    server = small_server("track_finder", lacks="gnn: no memory is left for this event")
+    server = small_server("track_finder", lacks="the server is going down")
     with (
         TrackFinder(server.url, retries=1) as finder,
-        pytest.raises(UnavailableError, match=r"after 2 attempts \(gnn: no memory is left for this event\)$"),
+        pytest.raises(UnavailableError, match=r"after 2 attempts \(the server is going down\)$"),
     ):
         finder.find(HITS)
 
