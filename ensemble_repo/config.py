@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 def model_configs(
     *,
-    card: ModelCard,
+    card: ModelCard | None,
     server: ServerKind,
     device: DeviceKind,
     threads: int,
@@ -58,7 +58,7 @@ def model_configs(
     Parameters
     ----------
     card
-        Card of the weights; fixes the sizes that the contract leaves to the model.
+        Card of the weights; fixes the sizes that the contract leaves to the model. None for rules alone.
     server
         Kind of server that will load the repository.
     device
@@ -84,7 +84,7 @@ def model_configs(
         takes the rules.
     """
 
-    def of_card(step: Step) -> Any:
+    def of_card(step: Step, card: ModelCard) -> Any:
         config = _step_config(
             step,
             sizes=_sizes(card),
@@ -98,12 +98,15 @@ def model_configs(
             _set_native(config, step, device=device, threads=threads, gpu_memory=gpu_memory)
         return config
 
-    configs = {step.name: of_card(step) for step in plan_steps(card, server, engine)}
-    for name, point in [*((ensemble_name(point), point) for point in card.points), (ENSEMBLE, card.default)]:
-        configs[name] = _ensemble_config(name, plan_chain(card, server, point, engine), card, point)
-    for step in plan_fused(card, engine) if fused else ():
-        configs[step.name] = of_card(step)
-        _set_parameters(configs[step.name], _service(card, step.working_point))
+    configs = {}
+    if card is not None:
+        configs = {step.name: of_card(step, card) for step in plan_steps(card, server, engine)}
+        ensembles = {ensemble_name(point): point for point in card.points} | {ENSEMBLE: card.default}
+        for name, point in ensembles.items():
+            configs[name] = _ensemble_config(name, plan_chain(card, server, point, engine), card, point)
+        for step in plan_fused(card, engine) if fused else ():
+            configs[step.name] = of_card(step, card)
+            _set_parameters(configs[step.name], _service(card, step.working_point))
     if rules is not None:
         configs |= {
             step.name: _rules_config(step, rules, threads, instances.count(step)) for step in plan_rules()

@@ -14,6 +14,7 @@ from tritrack.ensemble_repo.plan import (
     CONFIG_FILE,
     NATIVE,
     ONE_EACH,
+    RULE_FINDER,
     plan_fused,
     plan_rules,
     plan_steps,
@@ -38,7 +39,7 @@ class RepositoryError(ValueError):
 
 def render_repository(
     *,
-    engines: Path,
+    engines: Path | None,
     out: Path,
     server: ServerKind,
     device: DeviceKind,
@@ -49,12 +50,12 @@ def render_repository(
     gpu_memory: int | None = None,
     instances: Instances = ONE_EACH,
 ) -> None:
-    """Write the model repository that serves a folder of engines.
+    """Write the model repository that serves a folder of engines, of rules, or both.
 
     Parameters
     ----------
     engines
-        Folder with ``card.json`` and the engine files.
+        Folder with ``card.json`` and the engine files; None for a repository of rules alone.
     out
         Folder to write; an earlier repository there is replaced, anything else is left alone.
     server
@@ -84,23 +85,25 @@ def render_repository(
     ImageError
         Where the image is not known, or its backends cannot run an engine.
     RepositoryError
-        Where an engine is missing, TensorRT's shall run on a CPU or fused in a container, a container's GPU shall run
+        Where engines are missing, TensorRT's shall run on a CPU or fused in a container, a container's GPU shall run
         ONNX files made for a CPU, ``out`` holds something else or cannot be replaced, ``threads`` is no count, or
         instances are those of a step that is not there.
     """
     if threads < 1:
         raise RepositoryError(f"threads: {threads} given, at least 1 wanted")
-    card = read_card(engines)
-    engine: EngineKind = "tensorrt" if list(engines.glob(plan_file("*"))) else "onnx"
-    if engine == "tensorrt":
+    if engines is None and (rules is None or fused):
+        raise RepositoryError("engines: none given, and all but the models of the rules want them")
+    card = None if engines is None else read_card(engines)
+    engine: EngineKind = "onnx" if engines is None or not list(engines.glob(plan_file("*"))) else "tensorrt"
+    if engines is not None and engine == "tensorrt":
         _check_plans(engines, server=server, device=device, fused=fused)
     steps = [
-        *plan_steps(card, server, engine),
-        *(plan_fused(card, engine) if fused else ()),
+        *(() if card is None else plan_steps(card, server, engine)),
+        *(plan_fused(card, engine) if card is not None and fused else ()),
         *(plan_rules() if rules is not None else ()),
     ]
     _check_instances(instances, steps)
-    if server == "container":
+    if server == "container" and engines is not None:
         native = [engines / step.files[0] for step in steps if step.backend in NATIVE]
         native = [path for path in native if path.is_file()]
         check_engines(native, image=find_image(image))
@@ -121,9 +124,10 @@ def render_repository(
         instances=instances,
     )
     sources = {
-        (step.name, file): _source(file, engines=engines, rules=rules)
+        (step.name, file): BACKEND_FILE if file == ADAPTER_FILE else folder / file
         for step in steps
         for file in step.files
+        if (folder := rules if file == RULES_FILE else engines) is not None
     }
     for (name, _), source in sources.items():
         if not source.is_file():
@@ -193,12 +197,6 @@ def _refuse_loops(engines: list[Path]) -> None:
             )
 
 
-def _source(file: str, *, engines: Path, rules: Path | None) -> Path:
-    """Return where a file of a version folder comes from."""
-    if file == ADAPTER_FILE:
-        return BACKEND_FILE
-    return rules / file if rules is not None and file == RULES_FILE else engines / file
-
-
 def _is_repository(folder: Path) -> bool:
-    return (folder / ENSEMBLE / CONFIG_FILE).is_file()
+    """Whether a folder is one that was written here; that of somebody else's models is none to replace."""
+    return any((folder / name / CONFIG_FILE).is_file() for name in (ENSEMBLE, RULE_FINDER.name))

@@ -80,11 +80,12 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
         Where there is no repository, its card or a configuration cannot be used, a model is missing, it wants a GPU
         and there is none, an engine was built for another machine, or shared memory does not do for the start.
     """
-    cards = sorted(repository.glob(f"*/*/{CARD_FILE}"))
-    if not cards:
+    # In Python run all models but a container's networks, and none of these is there alone.
+    in_python = sorted(path for file in PYTHON_FILES for path in repository.glob(f"*/*/{file}"))
+    if not in_python:
         raise ServerStartError(f"{repository}: no model repository there; write one with tritrack repository")
     try:
-        card = read_card(cards[0].parent)
+        card = next((read_card(path.parent) for path in in_python if path.name == CARD_FILE), None)
         for plan in sorted(repository.glob(f"*/*/{plan_file('*')}")):
             check_plan(plan)
     except CardError as error:
@@ -102,16 +103,13 @@ def check_repository(repository: Path, *, models: Sequence[str] = ()) -> None:
     if not os.access(SHM, os.W_OK):
         raise ServerStartError(f"{SHM}: cannot be written to, and the server's steps need it")
     # What is asked for and lacks its configuration is a model all the same, and is told.
-    folders = [repository / name for name in loaded.union(asked)]
-    in_python = {
-        path.parent for model in folders for file in PYTHON_FILES for path in model.glob(f"*/{file}")
-    }
-    free, needed = free_bytes(), sum(map(_instances, in_python)) * STEP_SHM
+    versions = {path.parent for path in in_python if path.parent.parent.name in loaded.union(asked)}
+    free, needed = free_bytes(), sum(map(_instances, versions)) * STEP_SHM
     if free < needed:
         raise ServerStartError(
             f"{SHM}: {free >> 20} MB are free, the server's steps take {needed >> 20} MB; {ENLARGE}"
         )
-    if not any(_steps(repository / name) for name in loaded):
+    if card is None or not any(_steps(repository / name) for name in loaded):
         return  # no event goes from step to step
     chain = NATIVE_STEPS if ENTRY_STEP.name in loaded else STAGES
     at_limits = needed + shared_memory_at_limits(card, chain)

@@ -378,7 +378,9 @@ def print_gates(stage: str, results: Sequence[GateResult]) -> None:
 
 def repository(
     *,
-    engines: Annotated[Path, typer.Option(help="Folder of engines.")],
+    engines: Annotated[
+        Path | None, typer.Option(help="Folder of engines; not wanted for the models of --rules alone.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the model repository.")],
     server: Annotated[ServerKind, typer.Option(help="Server that will read it.")] = "embedded",
     device: Annotated[DeviceKind, typer.Option(help="Device that the stages run on.")] = "cpu",
@@ -387,7 +389,7 @@ def repository(
         bool, typer.Option("--fused", help="Write the chain in one process, too: track_finder_fused.")
     ] = False,
     rules: Annotated[
-        Path | None, typer.Option(help="Folder of rules: write the rule-based finder and the fit, too.")
+        Path | None, typer.Option(help="Folder of rules: write the rule-based finder and the fit.")
     ] = None,
     image: Annotated[
         str, typer.Option(help="For a container: tag of the image that will load it (docs/containers.md).")
@@ -405,7 +407,7 @@ def repository(
         ),
     ] = [],  # noqa: B006 (typer reads it, nothing writes to it)
 ) -> None:
-    """Write the Triton model repository of a folder of engines."""
+    """Write the Triton model repository of a folder of engines, of rules, or both."""
     from tritrack.ensemble_repo.plan import read_instances
     from tritrack.ensemble_repo.render import render_repository
 

@@ -50,6 +50,20 @@ def url(small_engines: Path, rules_folder: Path, tmp_path_factory: pytest.TempPa
         yield running.url
 
 
+def test_a_server_of_rules_alone(
+    rules_folder: Path, barrel_rules: Rules, tmp_path: Path, draw_helices: Callable[..., Any]
+) -> None:
+    out, options = tmp_path / "model_repository", {"server": "embedded", "device": "cpu", "threads": 1}
+    for _ in range(2):  # it is known as a repository, and replaced
+        render_repository(engines=None, out=out, rules=rules_folder, **options)
+    assert {path.name for path in out.iterdir()} == {MODEL, FIT_STEP.name}
+    hits = draw_helices(n=40, pt=2.0, seed=40, scattering=True).hits
+    with Server(out) as running, TrackFinder(running.url, model=MODEL) as finder:
+        labels = finder.find(hits)
+        np.testing.assert_array_equal(labels, RuleFinder(barrel_rules).find(hits))
+        assert len(finder.fit(hits, labels)) == labels.max() + 1 > 10
+
+
 @pytest.fixture(scope="module")
 def events(draw_helices: Callable[..., object]) -> list[np.ndarray]:
     """Events of few helices and of many, of fewer hits than a track has, and without any."""

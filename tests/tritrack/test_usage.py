@@ -125,6 +125,11 @@ def test_misuse(run, tmp_path, event_folder, true_tracks, arguments, sentence):
             ("repository", "--engines", "{tmp}", "--out", "{tmp}/r"),
             r"tritrack: .*card\.json: no model card there",
         ),
+        (("repository", "--out", "{tmp}/r"), r"tritrack: engines: none given, .*"),
+        (
+            ("repository", "--out", "{tmp}/r", "--rules", "weights/rules", "--fused"),
+            r"tritrack: engines: none given, .*",
+        ),
         ((*LOAD, "--rate", 0), r"tritrack: rate: 0 given, above 0 wanted"),
     ],
 )
