@@ -30,6 +30,10 @@ _LABEL = {".parquet": "track_label", ".csv": "track_id"}
 """Name of the third column by the file's ending."""
 
 
+class MissingEventError(EventError):
+    """A track file lacks an event, as where a finder refused it."""
+
+
 def check_track_file(path: Path) -> Path:
     """Check that a path can be a track file, before work is spent on it.
 
@@ -148,6 +152,8 @@ class Tracks:
 
         Raises
         ------
+        MissingEventError
+            Where the file has no hit of the event, which has some.
         EventError
             Where the file lacks hits of the event, has hits that the event has not, or has a hit twice.
         """
@@ -155,7 +161,7 @@ class Tracks:
         rows = slice(*np.searchsorted(self._event_id, [event.event_id, event.event_id + 1]))
         hit_id, label = self._hit_id[rows], self._label[rows]
         if not len(hit_id) and event.n_hits:
-            raise EventError(f"{where}: the file has no hits of this event")
+            raise MissingEventError(f"{where}: the file has no hits of this event")
         twice = hit_id[1:][hit_id[1:] == hit_id[:-1]]
         if len(twice):
             raise EventError(f"{where}: {len(twice)} hits occur more than once, first hit_id {twice[0]}")

@@ -174,12 +174,15 @@ def evaluate(
     *,
     tracks: Annotated[Path, typer.Option(help="Track file of the events: .parquet or .csv.")],
     selection: Annotated[str, typer.Option(help="Particles to find: targets or comparison.")] = "targets",
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out events that the track file lacks.")
+    ] = False,
     as_json: AsJson = False,
     plots: Annotated[Path | None, typer.Option(help="Folder for plots of the rates.")] = None,
 ) -> None:
     """Compare tracks with the truth: efficiency, fakes, duplicates, with binomial intervals."""
     from tritrack.events.source import read_all
-    from tritrack.events.tracks import read_tracks
+    from tritrack.events.tracks import MissingEventError, read_tracks
     from tritrack.physics.matching import pairs_from_labels
     from tritrack.physics.metrics import count
     from tritrack.physics.selection import SELECTIONS
@@ -189,21 +192,32 @@ def evaluate(
     if plots is not None:
         from tritrack.physics.plots import write_plots  # a missing library shows before the work
     found = read_tracks(tracks)
-    total = None
+    total, n_missing = None, 0
     for event in read_all(events):
-        counts = count(
-            event=event, pairs=pairs_from_labels(found.labels_for(event)), selection=SELECTIONS[selection]
-        )
+        try:
+            labels = found.labels_for(event)
+        except MissingEventError as error:
+            if not skip_missing:
+                raise MissingEventError(f"{error}; --skip-missing leaves such events out") from None
+            n_missing += 1
+            continue
+        counts = count(event=event, pairs=pairs_from_labels(labels), selection=SELECTIONS[selection])
         total = counts if total is None else total + counts
     if total is None:
-        raise UsageError("evaluate: the event files hold no events")
+        what = f"{tracks} has none of the events" if n_missing else "the event files hold no events"
+        raise UsageError(f"evaluate: {what}")
     report = total.report()
     if plots is not None:
         write_plots(reports={tracks.stem: report}, folder=plots)
     if as_json:
-        print(json.dumps(report.to_json(), indent=2))
-    else:
-        console.print(rates_table(report))
+        print(json.dumps(report.to_json() | {"n_missing": n_missing}, indent=2))
+        return
+    console.print(rates_table(report))
+    if n_missing:
+        console.print(
+            f"left out, since {tracks} lacks them: {n_missing} of {n_missing + report.n_events} events",
+            markup=False,
+        )
 
 
 def info(

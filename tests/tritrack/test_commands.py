@@ -195,11 +195,22 @@ def test_plots(run, event_folder, true_tracks, tmp_path):
     assert list((tmp_path / "plots").iterdir())
 
 
-def test_tracks_of_other_events(run, events, true_tracks, tmp_path):
+def test_tracks_of_other_events(run, events, event_folder, true_tracks, tmp_path):
     write_event(replace(events[0], event_id=5), tmp_path / event_file(5))
     result = run("evaluate", tmp_path, "--tracks", true_tracks)
     assert (result.code, result.out) == (1, "")
-    assert "event 5: the file has no hits of this event" in result.err
+    assert "event 5: the file has no hits of this event; --skip-missing leaves such events out" in result.err
+    result = run("evaluate", tmp_path, "--tracks", true_tracks, "--skip-missing")
+    assert result.code == 2
+    assert result.err == f"tritrack: evaluate: {true_tracks} has none of the events\n"
+    arguments = ("evaluate", event_folder, tmp_path, "--tracks", true_tracks, "--skip-missing")
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    assert "2 events, 3200 hits, " in result.out
+    assert f"left out, since {true_tracks} lacks them: 1 of 3 events" in result.out
+    facts = json.loads(run(*arguments, "--json").out)
+    assert (facts["n_events"], facts["n_missing"], facts["efficiency"]["value"]) == (2, 1, 1)
+    assert json.loads(run("evaluate", event_folder, "--tracks", true_tracks, "--json").out)["n_missing"] == 0
 
 
 def test_no_truth(run, find, events, tmp_path):
