@@ -23,6 +23,14 @@ $(VENV)/dev: pyproject.toml constraints.txt
 	$(call install,dev)
 	@touch $@ $(VENV)/demo
 
+# The ONNX Runtime with CUDA in the place of the other: both are one folder of site-packages, so that removing one breaks
+# the other, and pip, which knows nothing of that, would bring the other back for our own requirement.
+$(VENV)/gpu: $(VENV)/dev | need-gpu
+	$(BIN)/python -m pip uninstall --yes onnxruntime
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS) \
+		--no-deps --force-reinstall onnxruntime-gpu
+	@touch $@
+
 , := ,
 define install
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12"; exit 1; }
@@ -45,7 +53,7 @@ test: $(VENV)/dev build/compiled  ## Run every test, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/dev build/compiled  ## Run the tests that need a GPU, and TensorRT
+test-gpu: $(VENV)/gpu build/compiled  ## Run the tests that need a GPU, and TensorRT
 	$(BIN)/python -m pytest -m "gpu or tensorrt"
 
 .PHONY: lint
@@ -108,8 +116,15 @@ need-gpu: $(VENV)/dev
 	@$(BIN)/python -c "from tritrack.stages.plan_file import find_gpu as f; raise SystemExit(0 if f() else 1)" \
 		|| { echo "make: there is no GPU here"; exit 1; }
 
+HAS_CUDA = $(BIN)/python -c "from tritrack.stages.engine import cuda_is_there as f; raise SystemExit(not f())"
+HAS_TENSORRT = $(BIN)/python -c "import tensorrt" 2>/dev/null
+.PHONY: need-engine
+need-engine: $(VENV)/gpu
+	@$(HAS_CUDA) || $(HAS_TENSORRT) \
+		|| { echo "make: neither an ONNX Runtime with CUDA (onnxruntime-gpu) nor TensorRT is here: nothing to measure"; exit 1; }
+
 .PHONY: bench-gpu
-bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on the GPU, and whether answers stay: with the engines that are here
+bench-gpu: need-engine  ## Time every stage, packs, and what the service adds, on the GPU, and whether answers stay: with the engines that are here
 	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
 	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
 	$(MAKE) export-scatter
@@ -117,12 +132,12 @@ bench-gpu: need-gpu  ## Time every stage, packs, and what the service adds, on t
 
 .PHONY: bench-gpu-onnx bench-gpu-tensorrt
 bench-gpu-onnx:
-	if $(BIN)/python -c "from tritrack.stages.engine import cuda_is_there as f; raise SystemExit(not f())"; \
+	if $(HAS_CUDA); \
 		then $(call measure-on-gpu,$(SCATTERED),onnx); \
 		else echo "make: ONNX Runtime has no CUDA here (onnxruntime-gpu), its engines are left out"; fi
 
 bench-gpu-tensorrt:
-	if $(BIN)/python -c "import tensorrt" 2>/dev/null; \
+	if $(HAS_TENSORRT); \
 		then $(BIN)/tritrack export --engine tensorrt --engines $(SCATTERED) --weights $(WEIGHTS) \
 			--events events/samples --out $(PLANS) && $(call measure-on-gpu,$(PLANS),tensorrt); \
 		else echo "make: TensorRT is not here, its engines are left out"; fi

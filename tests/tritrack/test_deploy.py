@@ -145,34 +145,52 @@ def test_a_container_gets_the_engines_of_its_device(
     assert re.findall(r"tritrack repository --engines (\S+)", lines) == [served]
 
 
-def test_bench_gpu_says_at_once_that_there_is_no_gpu(tmp_path: Path) -> None:
+def make_with(venv: Path, *arguments: str, python: str = "") -> subprocess.CompletedProcess[str]:
+    """Run make in an environment that is up to date, so that it installs nothing; its python has an answer of its own."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("needs make")
-    if find_gpu() is not None:
-        pytest.skip("there is a GPU here")
-    # An environment that is up to date, so that make installs nothing.
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    (tmp_path / "dev").touch()
-    run = subprocess.run(
-        [
-            make,
-            "--no-print-directory",
-            "--directory",
-            ROOT,
-            "bench-gpu",
-            f"VENV={tmp_path}",
-            "PYTHON=python3",
-        ],
+    (venv / "bin").mkdir()
+    for program in ("python", "tritrack"):
+        (venv / "bin" / program).write_text(f'#!/bin/sh\n{python}\nexec {sys.executable} "$@"\n')
+        (venv / "bin" / program).chmod(0o755)
+    for stamp in ("dev", "demo", "gpu"):
+        (venv / stamp).touch()
+    return subprocess.run(
+        [make, "--no-print-directory", "--directory", ROOT, *arguments, f"VENV={venv}", "PYTHON=python3"],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("target", ["bench-gpu", "test-gpu"])
+def test_what_needs_a_gpu_says_at_once_that_there_is_none(target: str, tmp_path: Path) -> None:
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU here")
+    run = make_with(tmp_path, target)
     assert run.returncode != 0
     assert run.stdout == "make: there is no GPU here\n"
+
+
+def test_a_gpu_gets_the_onnx_runtime_with_cuda(tmp_path: Path) -> None:
+    """In the place of the other, in a pinned version."""
+    run = make_with(tmp_path, "--dry-run", "--always-make", f"{tmp_path}/gpu")
+    lines = re.sub(r"\s*\\\n\s*", " ", run.stdout).splitlines()
+    installs = [line.partition("-m pip ")[2] for line in lines if "-m pip " in line]
+    assert installs[-2] == "uninstall --yes onnxruntime"
+    assert re.search(r"-c constraints\.txt .*--no-deps --force-reinstall onnxruntime-gpu$", installs[-1])
+    assert re.search(r"^onnxruntime-gpu==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_bench_gpu_without_an_engine_for_it_has_failed(tmp_path: Path) -> None:
+    gpu_alone = 'case "$*" in *find_gpu*) exit 0;; *cuda_is_there* | *tensorrt*) exit 1;; esac'
+    run = make_with(tmp_path, "bench-gpu", python=gpu_alone)
+    assert run.returncode != 0
+    assert (
+        run.stdout
+        == "make: neither an ONNX Runtime with CUDA (onnxruntime-gpu) nor TensorRT is here: nothing to measure\n"
+    )
 
 
 def test_repository_is_written_for_an_image(
