@@ -1,7 +1,8 @@
 """What each stage costs on a GPU: ``python -m tritrack.bench.gpu --engines ENGINES --out FOLDER EVENTS...``.
 
 The chain in process with tensors that stay on the device wherever a stage has a form for it; of TensorRT's engines also
-with arrays of the host between the stages; and graph and labelling alone on tensors.
+with arrays of the host between the stages; and graph and labelling alone on tensors. The tracks are compared with those
+of the chain on the host: where more of an event's differ than an engine's gates let, it fails.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import typer
 from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.bench.stages import StageTime, device_functions, time_event
 from tritrack.events.source import read_all
+from tritrack.export.gates import TRACK_TOLERANCE, share_of_other_tracks
 from tritrack.failures import UsageError, one_sentence
 from tritrack.stages.contract import GRAPH_STAGE, HITS
 from tritrack.stages.pipeline import Pipeline

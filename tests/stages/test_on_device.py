@@ -43,6 +43,12 @@ def device(request):
     return f"{request.param}:0" if request.param == "cuda" else request.param
 
 
+@pytest.fixture
+def engines(small_engines, scattered_engines, device):
+    """Of the form that the device is given."""
+    return small_engines if device == "cpu" else scattered_engines
+
+
 def pack(n_hits):
     """The hits of some events, and where each begins."""
     events = [drawn_hits(n_hits=n, seed=n) for n in n_hits]
@@ -78,9 +84,9 @@ def computes_there(spec, point, device):
 @pytest.mark.parametrize("which", ["all", "none", "some"])
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("request_of", REQUESTS)
-def test_each_step_gives_what_it_gives_on_the_host(small_engines, device, request_of, point, which):
+def test_each_step_gives_what_it_gives_on_the_host(engines, device, request_of, point, which):
     tensors = dict(REQUESTS[request_of])
-    load = partial(load_stage, folder=small_engines, threads=1, working_point=point)
+    load = partial(load_stage, folder=engines, threads=1, working_point=point)
     for spec in (*NATIVE_STEPS[:2], FILTER_STAGE, *NATIVE_STEPS[2:]):
         ((name, wanted),) = load(spec)(tensors).items()
         stage = load(spec, device=device)
