@@ -16,12 +16,41 @@ from tritrack.stages.engine import CPU, CUDA, open_session
 from tritrack.stages.placement import Array, addressable, to_device
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from tritrack.stages.contract import StageSpec
 
 
 logger = logging.getLogger(__name__)
+
+SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+"""ONNX Runtime's option of a run: the arenas whose memory it gives back at its end."""
+
+
+class RunChoice:
+    """Whether a run gives an arena's memory back at its end.
+
+    It does where its shapes are others than the last run's, of which nothing fits: so at most one event's memory is
+    kept, and a new event's comes on top of it for one run. An event that comes again finds what it needs: giving back
+    and asking for memory stops the GPU, and may take longer than a small event's network.
+
+    Parameters
+    ----------
+    arena
+        ONNX Runtime's name of it, "gpu:0", say; None where there is none.
+    """
+
+    def __init__(self, *, arena: str | None) -> None:
+        self._keep, self._give_back = onnxruntime.RunOptions(), onnxruntime.RunOptions()
+        if arena is not None:
+            self._give_back.add_run_config_entry(SHRINKAGE, arena)
+        self._last: list[tuple[int, ...]] | None = None
+
+    def __call__(self, shapes: Iterable[Sequence[int]]) -> onnxruntime.RunOptions:
+        """Return the options of a run with inputs of these shapes."""
+        last, self._last = self._last, [tuple(shape) for shape in shapes]
+        return self._keep if self._last == last else self._give_back
 
 
 class DeviceEngine:
@@ -65,10 +94,7 @@ class DeviceEngine:
                 "%s: its loops are for a CPU's cache and slow on a GPU; export it with --edge-sum scatter",
                 path,
             )
-        self._run = onnxruntime.RunOptions()
-        if on_gpu:
-            # What an event took is given back: the next one's shapes are others, and would not fit into it.
-            self._run.add_run_config_entry("memory.enable_memory_arena_shrinkage", f"gpu:{self._number}")
+        self._choose = RunChoice(arena=f"gpu:{self._number}" if on_gpu else None)
         self._free = [dim if isinstance(dim, int) else None for dim in self._session.get_outputs()[0].shape]
 
     def __call__(self, *inputs: Array) -> Array:
@@ -85,7 +111,7 @@ class DeviceEngine:
         for spec, tensor in zip(self._spec.inputs, tensors, strict=True):
             self._bind(binding.bind_input, spec.name, tensor, spec.dtype)
         self._bind(binding.bind_output, output.name, result, output.dtype)
-        self._session.run_with_iobinding(binding, self._run)
+        self._session.run_with_iobinding(binding, self._choose([tensor.shape for tensor in tensors]))
         found: Array = result.cpu().numpy() if on_host else result
         return found
 

@@ -14,7 +14,7 @@ from tritrack.export.gates import NETWORK_TOLERANCE, deviation_of
 from tritrack.stages import engine
 from tritrack.stages.card import CardError, engine_file
 from tritrack.stages.contract import STAGES
-from tritrack.stages.device_engine import DeviceEngine
+from tritrack.stages.device_engine import SHRINKAGE, DeviceEngine, RunChoice
 from tritrack.stages.engine import OnnxEngine, load_engine
 
 NETWORKS = {spec.name: spec for spec in STAGES if spec.engine}
@@ -72,6 +72,23 @@ def test_rows_need_not_lie_one_after_the_other(small_engines, device):
     hits, edges = (torch.tensor(array, device=device) for array in inputs_of("filter"))
     wanted = there(hits, edges)
     assert torch.equal(there(hits, edges.T.contiguous().T), wanted)
+
+
+def test_memory_is_given_back_where_shapes_change():
+    """Of inputs of these numbers of hits and pairs, one run after the other."""
+
+    def gives_back(options):
+        try:
+            return options.get_run_config_entry(SHRINKAGE) == "gpu:1"
+        except RuntimeError:  # there is no such entry
+            return False
+
+    choose = RunChoice(arena="gpu:1")
+    runs = [(5, 7), (5, 7), (5, 7), (5, 8), (5, 7), (4, 7), (4, 7)]
+    found = [gives_back(choose([(n, 3), torch.Size((2, m))])) for n, m in runs]
+    assert found == [True, False, False, True, True, True, False]
+    choose = RunChoice(arena=None)
+    assert not any(gives_back(choose([(n, 3)])) for n in (5, 5, 4))
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "cuda:0"])
