@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
 import shutil
@@ -20,6 +21,7 @@ WHEEL_GLIBC = (2, 35)
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 STUB = "triton_python_backend_stub"
+DRIVER = "libcuda.so.1"
 
 MALLOC = ":".join(
     f"glibc.malloc.{setting}"
@@ -93,9 +95,13 @@ class Installation:
         fused = work / "backends" / BACKEND
         fused.mkdir()
         (fused / ADAPTER_FILE).symlink_to(BACKEND_FILE)
-        # A folder with this one library: LD_LIBRARY_PATH reaches everything that the stub loads.
+        # A folder with these libraries alone: LD_LIBRARY_PATH reaches everything that the stub loads.
         (work / "lib").mkdir()
         (work / "lib" / LIBPYTHON).symlink_to(find_libpython())
+        if (driver := find_driver()) is not None:
+            # The stub asks for the name that comes with the headers; where they are not, a step ends with its first
+            # output on a GPU.
+            (work / "lib" / "libcuda.so").symlink_to(driver)
         return [f"--backend-directory={work / 'backends'}"]
 
     def environment(self, work: Path) -> dict[str, str]:
@@ -185,6 +191,20 @@ def find_libpython() -> Path | str:
             f"apt install libpython{PYTHON}, elsewhere use a Python built with --enable-shared"
         )
     return LIBPYTHON
+
+
+def find_driver() -> Path | None:
+    """Find the library of NVIDIA's driver as the loader does; None where it cannot be loaded."""
+    try:
+        ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    # The loader does not tell where it found it, the system does.
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = Path(line[line.find("/") :])
+        if path.name.startswith("libcuda.so"):
+            return path
+    return None
 
 
 def _check_glibc() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from importlib import metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +25,6 @@ from tritrack.service.server import Ports, Server
 from tritrack.stages.card import ENSEMBLE, Cuts, Limits, ModelCard, Networks, Windows, WorkingPoint
 from tritrack.stages.contract import NATIVE_STEPS, STAGES
 from tritrack.stages.plan_file import Gpu, PlanFacts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def executable(path: Path) -> Path:
@@ -100,6 +97,29 @@ def test_another_server_brings_its_own_python(tmp_path: Path) -> None:
     assert environment.pop("GLIBC_TUNABLES") == installation.MALLOC
     assert environment.pop("OMP_WAIT_POLICY") == "PASSIVE"
     assert environment.items() <= os.environ.items()
+
+
+PUT_TOGETHER = """
+import pathlib, sys
+from tritrack.service.installation import wheel_installation
+wheel_installation().arguments(pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_the_stub_finds_the_driver_by_the_name_that_it_asks_for(tmp_path: Path) -> None:
+    """A library of the system stands for the driver's, in a folder that the loader looks into first."""
+    pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    library = next(path for line in maps if (path := Path(line[line.find("/") :])).name.startswith("libm.so"))
+    driver = tmp_path / "driver" / installation.DRIVER
+    driver.parent.mkdir()
+    driver.write_bytes(library.read_bytes())
+    subprocess.run(
+        [sys.executable, "-c", PUT_TOGETHER, tmp_path / "work"],
+        env=os.environ | {"LD_LIBRARY_PATH": str(driver.parent)},
+        check=True,
+    )
+    assert (tmp_path / "work" / "lib" / "libcuda.so").resolve() == driver.resolve()
 
 
 FREES_100_MB = """
