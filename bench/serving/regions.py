@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tritonclient.utils import shared_memory
+from tritonclient.utils import InferenceServerException, shared_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class DeviceRegion:
     Raises
     ------
     NoRegionError
-        Where there is no driver, or no package that speaks to it.
+        Where there is no driver, or no package that speaks to it; and where GPU or server refuse such memory.
     """
 
     def __init__(self, client: InferenceServerClient, *, size: int) -> None:
@@ -98,13 +98,20 @@ class DeviceRegion:
         except RuntimeError:  # what it makes of the missing module
             raise NoRegionError("the package cuda-python is not installed") from None
         self._memory = cuda_shared_memory
-        with ExitStack() as stack:
-            self._handle = cuda_shared_memory.create_shared_memory_region(self.name, size, DEVICE)
-            stack.callback(cuda_shared_memory.destroy_shared_memory_region, self._handle)
-            handle = cuda_shared_memory.get_raw_handle(self._handle)
-            client.register_cuda_shared_memory(self.name, handle, DEVICE, size)
-            stack.callback(client.unregister_cuda_shared_memory, self.name)
-            self._stack = stack.pop_all()
+        try:
+            with ExitStack() as stack:
+                self._handle = cuda_shared_memory.create_shared_memory_region(self.name, size, DEVICE)
+                stack.callback(cuda_shared_memory.destroy_shared_memory_region, self._handle)
+                handle = cuda_shared_memory.get_raw_handle(self._handle)
+                client.register_cuda_shared_memory(self.name, handle, DEVICE, size)
+                stack.callback(client.unregister_cuda_shared_memory, self.name)
+                # What fails only here would end a measurement in its first round.
+                self.write(np.zeros(1, np.uint8))
+                self.read((1,), np.dtype(np.uint8))
+                self._stack = stack.pop_all()
+        except (cuda_shared_memory.CudaSharedMemoryException, InferenceServerException) as error:
+            why = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+            raise NoRegionError(f"memory of the GPU cannot be shared with the server: {why}") from None
 
     def write(self, array: NDArray[Any]) -> None:
         """Write an array to its beginning."""

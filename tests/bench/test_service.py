@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from multiprocessing.shared_memory import SharedMemory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +13,12 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pytriton", reason="needs the server extra (nvidia-pytriton)")
 
+import tritonclient.utils
 from tritonclient.utils import InferenceServerException
 
 from tritrack.bench.result import read_result
 from tritrack.bench.serving.in_process import Answer, InProcess, InProcessError, digest
-from tritrack.bench.serving.regions import HostRegion
+from tritrack.bench.serving.regions import DeviceRegion, HostRegion, NoRegionError
 from tritrack.bench.serving.service_cost import (
     Cost,
     Figure,
@@ -268,6 +271,9 @@ class Refusing:
         self.name = name
         self._answer("register")
 
+    def register_cuda_shared_memory(self, name: str, handle: bytes, device: int, size: int) -> None:
+        self._answer("register")
+
     def unregister_system_shared_memory(self, name: str) -> None:
         self._answer("unregister")
 
@@ -285,8 +291,39 @@ def test_no_region_stays_where_a_server_refuses(refused):
         SharedMemory(client.name)
 
 
+class CudaSharedMemoryException(Exception):  # noqa: N818 (Triton's name)
+    """Of the stand-in for Triton's module."""
+
+
+def test_a_gpus_memory_that_cannot_be_shared_is_said(monkeypatch):
+    """It, and a server that refuses it, stand in: there is no GPU. What was made before is removed."""
+    removed = []
+
+    def create(name, size, device):
+        if size > 100:
+            raise CudaSharedMemoryException("unable") from RuntimeError("out of memory")
+        return name
+
+    memory = SimpleNamespace(
+        CudaSharedMemoryException=CudaSharedMemoryException,
+        create_shared_memory_region=create,
+        get_raw_handle=lambda handle: b"",
+        destroy_shared_memory_region=removed.append,
+    )
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(tritonclient.utils, "cuda_shared_memory", memory, raising=False)
+    start = "memory of the GPU cannot be shared with the server: "
+    with pytest.raises(NoRegionError, match=f"^{start}unable: out of memory$"):
+        DeviceRegion(Refusing("register"), size=101)
+    assert removed == []
+    with pytest.raises(NoRegionError, match=f"^{start}register: no$"):
+        DeviceRegion(Refusing("register"), size=100)
+    assert len(removed) == 1
+
+
 @pytest.mark.gpu
 def test_hits_lie_in_a_gpus_memory(served):
+    pytest.importorskip("cuda.bindings", reason="needs the package cuda-python")
     with TrackFinder(served.url) as finder:
         by = ByMemory(served.url, info=finder.server_info(), name=CUDA, max_hits=500, timeout=60)
         event = drawn_event(0, 500)
