@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ import typer
 
 from tritrack.bench.machine import describe_machine, describe_versions
 from tritrack.bench.stages import StageTime, device_functions, time_event
+from tritrack.events.files import replacing
 from tritrack.events.source import read_all
 from tritrack.export.gates import TRACK_TOLERANCE, share_of_other_tracks
 from tritrack.failures import UsageError, one_sentence
@@ -29,7 +30,7 @@ from tritrack.stages.pipeline import Pipeline
 from tritrack.stages.plan_file import find_gpu, plan_file, read_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -37,19 +38,61 @@ if TYPE_CHECKING:
     from tritrack.events.event import Event
 
 
-def time_device_chain(
-    engines: Path, event: Event, *, threads: int, device: str, repeats: int
-) -> list[StageTime]:
-    """Run the chain as a server on that device does, once to warm up and then ``repeats`` times.
+class OtherTracksError(RuntimeError):
+    """Tracks of the chain on the device that are not those of the host's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracks:
+    """The tracks of one event.
+
+    Attributes
+    ----------
+    event_id, n_hits
+        The event.
+    n_tracks
+        Tracks of the chain with arrays of the host.
+    other
+        Share of the tracks that are not the same sets of hits in the device's chain.
+    """
+
+    event_id: int
+    n_hits: int
+    n_tracks: int
+    other: float
+
+
+def compare_tracks(here: Pipeline, there: Pipeline, event: Event) -> Tracks:
+    """Find the tracks of an event in the host's chain and in the device's."""
+    labels = here.find(event.hits)
+    return Tracks(
+        event_id=event.event_id,
+        n_hits=event.n_hits,
+        n_tracks=int(labels.max(initial=-1)) + 1,
+        other=share_of_other_tracks(there.find(event.hits), labels),
+    )
+
+
+def require_same_tracks(compared: Sequence[Tracks]) -> None:
+    """Raise OtherTracksError where more of an event's tracks differ than an engine's gates let."""
+    for event in compared:
+        if event.other > TRACK_TOLERANCE:
+            raise OtherTracksError(
+                f"event {event.event_id}, {event.n_hits} hits: {event.other:.3%} of the tracks are others on the GPU "
+                f"than on the host, {TRACK_TOLERANCE:.1%} may be"
+            )
+
+
+def time_device_chain(there: Pipeline, event: Event, *, repeats: int) -> list[StageTime]:
+    """Run the chain as a server on its device does, once to warm up and then ``repeats`` times.
 
     The stages are not synchronised with the device but where they wait for it themselves, as all that run there do:
     TensorRT's engines at their end, the others when they learn how many pairs there are.
     """
-    pipeline = Pipeline.load(engines, threads=threads, device=device)
-    where = {stage.spec.name: stage.device or "the host" for stage in pipeline.stages}
+    where = {stage.spec.name: f", on {stage.device or 'the host'}" for stage in there.stages}
     return [
-        replace(row, stage=f"{row.stage}, device chain, on {where[row.stage]}")
-        for row in time_event(pipeline, event, repeats=repeats)
+        replace(row, stage=f"{row.stage}, device chain{where.get(row.stage, '')}")
+        for row in time_event(there, event, repeats=repeats)
     ]
 
 
@@ -110,30 +153,42 @@ def main(
         raise UsageError("bench.gpu: there is no GPU here, or torch cannot use it")
     plan = engines / plan_file("gnn")
     facts = read_facts(plan) if plan.exists() else None
-    pipeline = Pipeline.load(engines, threads=threads)
-    times = []
-    for event in read_all(events):
-        if facts is not None:  # ONNX Runtime would take the host's arrays on the host
-            times += time_event(pipeline, event, repeats=repeats)
-        times += time_device_chain(engines, event, threads=threads, device="cuda:0", repeats=repeats)
-        times += time_device_stages(pipeline, event, device="cuda", repeats=repeats)
-    for row in times:
-        print(f"event {row.event_id}, {row.n_hits} hits, {row.stage}: {np.median(row.seconds) * 1e3:.2f} ms")
+    here = Pipeline.load(engines, threads=threads)
+    there = Pipeline.load(engines, threads=threads, device="cuda:0")
     result = {
         **describe_machine(),
         "gpu": gpu,
         "tensorrt": None if facts is None else facts.tensorrt,
         "precision": None if facts is None else facts.precision,
         "threads": threads,
-        "card_sha256": pipeline.card.hash,
-        "working_point": pipeline.working_point,
+        "card_sha256": here.card.hash,
+        "working_point": here.working_point,
         "versions": describe_versions(("tritrack", "numpy", "numba", "onnxruntime", "torch")),
-        "stages": times,
     }
     engine = "onnx" if facts is None else f"tensorrt {facts.precision}"
     name = re.sub(r"[^a-z0-9]+", "-", f"gpu {gpu.name} {engine}".lower())
+    times: list[StageTime] = []
+    compared: list[Tracks] = []
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    for event in read_all(events):
+        rows = time_device_chain(there, event, repeats=repeats)
+        rows += time_device_stages(here, event, device="cuda", repeats=repeats)
+        if facts is not None:  # ONNX Runtime would take the host's arrays on the host
+            rows += time_event(here, event, repeats=repeats)
+        times += rows
+        compared.append(compare_tracks(here, there, event))
+        # Anew after each event: what a run that is stopped had measured stays.
+        figures = msgspec.json.encode(result | {"stages": times, "tracks": compared})
+        with replacing(out / f"{name}.json") as part:
+            part.write_bytes(msgspec.json.format(figures, indent=2) + b"\n")
+        for row in rows:
+            print(
+                f"event {row.event_id}, {row.n_hits} hits, {row.stage}: {np.median(row.seconds) * 1e3:.2f} ms"
+            )
+        print(
+            f"event {event.event_id}: {compared[-1].other:.3%} of the tracks are not the host's", flush=True
+        )
+    require_same_tracks(compared)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from tritrack.events.event import Event
 
+CHAIN = "chain"
+"""In a stage's place: all of them, from the hits in the host's memory to the labels there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
@@ -36,9 +40,9 @@ class StageTime:
     event_id, n_hits
         The event.
     stage
-        The stage.
+        The stage, or `CHAIN`.
     n_edges
-        Pairs that the stage gives; None for a stage that gives none.
+        Pairs that the stage gives; None for what gives none.
     seconds
         Wall time of each repeat, the warm-up left out.
     """
@@ -62,9 +66,9 @@ def device_functions(pipeline: Pipeline) -> dict[StageSpec, Callable[..., Tensor
 
 
 def time_event(pipeline: Pipeline, event: Event, *, repeats: int) -> list[StageTime]:
-    """Run the chain on an event, once to warm up and then ``repeats`` times."""
+    """Run the chain on an event, once to warm up and then ``repeats`` times; a row for each stage, and one of `CHAIN`."""
     seconds: dict[str, list[float]] = defaultdict(list)
-    n_edges: dict[str, int | None] = {}
+    n_edges: dict[str, int | None] = {CHAIN: None}
 
     def on_stage(stage: str, outputs: dict[str, NDArray[Any]], elapsed: float) -> None:
         seconds[stage].append(elapsed)
@@ -72,7 +76,9 @@ def time_event(pipeline: Pipeline, event: Event, *, repeats: int) -> list[StageT
         n_edges[stage] = None if pairs is None else pairs.shape[1]
 
     for _ in range(repeats + 1):
+        start = time.perf_counter()
         pipeline.find(event.hits, on_stage=on_stage)
+        seconds[CHAIN].append(time.perf_counter() - start)
     return [
         StageTime(
             event_id=event.event_id,
@@ -95,7 +101,7 @@ def main(
 ) -> None:
     """Time each stage of the chain in process and write JSON."""
     pipeline = Pipeline.load(engines, threads=threads)
-    times = [time for event in read_all(events) for time in time_event(pipeline, event, repeats=repeats)]
+    times = [row for event in read_all(events) for row in time_event(pipeline, event, repeats=repeats)]
     result = {
         **describe_machine(),
         "threads": threads,
@@ -105,9 +111,9 @@ def main(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    for time in times:
+    for row in times:
         print(
-            f"event {time.event_id}, {time.n_hits} hits, {time.stage}: median {np.median(time.seconds) * 1e3:.1f} ms"
+            f"event {row.event_id}, {row.n_hits} hits, {row.stage}: median {np.median(row.seconds) * 1e3:.1f} ms"
         )
 
 

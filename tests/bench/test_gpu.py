@@ -9,7 +9,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 pytest.importorskip("onnxruntime")
 
-from tritrack.bench.gpu import time_device_chain, time_device_stages
+from tritrack.bench.gpu import (
+    OtherTracksError,
+    Tracks,
+    compare_tracks,
+    require_same_tracks,
+    time_device_chain,
+    time_device_stages,
+)
+from tritrack.bench.stages import CHAIN
 from tritrack.stages.contract import EDGE_INDEX, FILTER_STAGE, GRAPH_STAGE, STAGES
 from tritrack.stages.pipeline import Pipeline
 
@@ -24,14 +32,35 @@ def test_each_stage_on_a_device_is_timed(small_engines, small_event):
 
 
 def test_the_chain_on_a_device_is_timed(small_engines, small_event):
-    rows = time_device_chain(small_engines, small_event, threads=1, device="cpu", repeats=2)
+    there = Pipeline.load(small_engines, threads=1, device="cpu")
+    rows = time_device_chain(there, small_event, repeats=2)
     # Torch's tensors on the CPU stand for a GPU's; ONNX Runtime takes the host's.
-    there = {GRAPH_STAGE, FILTER_STAGE}
+    on_device = {GRAPH_STAGE, FILTER_STAGE}
     assert [row.stage for row in rows] == [
-        f"{spec.name}, device chain, on {'cpu' if spec in there else 'the host'}" for spec in STAGES
+        *(f"{spec.name}, device chain, on {'cpu' if spec in on_device else 'the host'}" for spec in STAGES),
+        f"{CHAIN}, device chain",
     ]
     assert all(len(row.seconds) == 2 and min(row.seconds) > 0 for row in rows)
-    assert [row.n_edges is None for row in rows] == [spec.outputs != (EDGE_INDEX,) for spec in STAGES]
+    assert [row.n_edges is None for row in rows] == [
+        *(spec.outputs != (EDGE_INDEX,) for spec in STAGES),
+        True,
+    ]
+
+
+def test_other_tracks_on_a_device_are_a_failure(small_engines, small_event):
+    """Another working point stands for a device that computes wrongly."""
+    here, there = (Pipeline.load(small_engines, threads=1, device=device) for device in (None, "cpu"))
+    same = compare_tracks(here, there, small_event)
+    assert same == Tracks(
+        event_id=small_event.event_id, n_hits=small_event.n_hits, n_tracks=same.n_tracks, other=0.0
+    )
+    assert same.n_tracks > 5
+    require_same_tracks([same])
+    other = compare_tracks(here, there.at("fast"), small_event)
+    with pytest.raises(
+        OtherTracksError, match=r"% of the tracks are others on the GPU than on the host, 0\.1% may"
+    ):
+        require_same_tracks([same, other])
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from tritrack.bench.stages import StageTime
+from tritrack.bench.stages import CHAIN, StageTime
 from tritrack.events.event import Event
 from tritrack.events.parquet import event_file, write_event
 from tritrack.export.cases import drawn_hits
@@ -24,8 +24,11 @@ def test_every_stage_is_timed_as_often_as_asked(small_engines, tmp_path):
     command = [sys.executable, "-m", "tritrack.bench.stages", tmp_path, "--engines", small_engines]
     subprocess.run([*command, "--out", out, "--repeats", "3"], check=True)
     times = msgspec.convert(msgspec.json.decode(out.read_bytes())["stages"], list[StageTime])
-    assert [time.stage for time in times] == [spec.name for spec in STAGES]
+    assert [time.stage for time in times] == [*(spec.name for spec in STAGES), CHAIN]
     assert all(len(time.seconds) == 3 and min(time.seconds) > 0 for time in times)
+    # Each run is all of its stages.
+    *stages, chain = times
+    assert (np.sum([time.seconds for time in stages], axis=0) < chain.seconds).all()
     pairs = {time.stage: time.n_edges for time in times}
     assert pairs["graph"] >= pairs["filter"] > 0
-    assert pairs["embedding"] is pairs["labelling"] is None
+    assert pairs["embedding"] is pairs["labelling"] is pairs[CHAIN] is None
