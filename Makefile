@@ -111,6 +111,7 @@ export-container: need-docker  ## Build TensorRT engines inside NVIDIA's server 
 
 # The engines of a machine with a GPU and TensorRT, what each stage costs there, what packs gain, and what the service adds.
 PLANS := build/plans
+GPU_EVENTS := build/gpu
 .PHONY: need-gpu
 need-gpu: $(VENV)/dev
 	@$(BIN)/python -c "from tritrack.stages.plan_file import find_gpu as f; raise SystemExit(0 if f() else 1)" \
@@ -123,35 +124,58 @@ need-engine: $(VENV)/gpu
 	@$(HAS_CUDA) || $(HAS_TENSORRT) \
 		|| { echo "make: neither an ONNX Runtime with CUDA (onnxruntime-gpu) nor TensorRT is here: nothing to measure"; exit 1; }
 
-.PHONY: bench-gpu
-bench-gpu: need-engine  ## Time every stage, packs, and what the service adds, on the GPU, and whether answers stay: with the engines that are here
-	$(BIN)/tritrack simulate build/gpu/pileup0 --events 24 --pileup 0 --seed 57 $(DIRTY)
-	$(BIN)/tritrack simulate build/gpu/pileup200 --events 1 --pileup 200 --seed 57 $(DIRTY)
+# What needs no GPU is made of files, the last ones that are written: another machine can make it.
+SIMULATED := $(GPU_EVENTS)/pileup0/event000000023.parquet $(GPU_EVENTS)/pileup200/event000000000.parquet
+$(GPU_EVENTS)/pileup0/event000000023.parquet: | $(VENV)/dev
+	$(BIN)/tritrack simulate $(@D) --events 24 --pileup 0 --seed 57 $(DIRTY)
+
+$(GPU_EVENTS)/pileup200/event000000000.parquet: | $(VENV)/dev
+	$(BIN)/tritrack simulate $(@D) --events 1 --pileup 200 --seed 57 $(DIRTY)
+
+$(SCATTERED)/card.json: $(wildcard $(WEIGHTS)/* export/*.py) | $(VENV)/demo build/compiled
 	$(MAKE) export-scatter
+
+.PHONY: gpu-inputs
+gpu-inputs: $(SIMULATED) $(SCATTERED)/card.json  ## Make what bench-gpu needs and a machine without a GPU can make
+
+.PHONY: bench-gpu
+bench-gpu: need-engine gpu-inputs  ## Time every stage, packs, and what the service adds, on the GPU, and whether answers stay: with the engines that are here
 	$(MAKE) --keep-going bench-gpu-onnx bench-gpu-tensorrt
 
+# Each measurement is a target of its own, and fails alone.
+MEASURED := stages packing service repeats
 .PHONY: bench-gpu-onnx bench-gpu-tensorrt
 bench-gpu-onnx:
-	if $(HAS_CUDA); \
-		then $(call measure-on-gpu,$(SCATTERED),onnx); \
+	@if $(HAS_CUDA); then $(MAKE) --keep-going $(MEASURED:%=bench-gpu-%-onnx); \
 		else echo "make: ONNX Runtime has no CUDA here (onnxruntime-gpu), its engines are left out"; fi
 
 bench-gpu-tensorrt:
-	if $(HAS_TENSORRT); \
-		then $(BIN)/tritrack export --engine tensorrt --engines $(SCATTERED) --weights $(WEIGHTS) \
-			--events events/samples --out $(PLANS) && $(call measure-on-gpu,$(PLANS),tensorrt); \
+	@if $(HAS_TENSORRT); then $(MAKE) --keep-going $(MEASURED:%=bench-gpu-%-tensorrt); \
 		else echo "make: TensorRT is not here, its engines are left out"; fi
 
-# Whether answers stay comes last: it can fail.
-define measure-on-gpu
-	$(BIN)/python -m tritrack.bench.gpu --engines $(1) --out bench/results events/samples build/gpu/pileup200 && \
-	$(BIN)/python -m tritrack.bench.packing build/gpu/pileup0 --engines $(1) --device gpu --seconds 30 \
-		--out bench/results/gpu-packing-$(2).json && \
-	$(BIN)/python -m tritrack.bench.service build/gpu/pileup200 --engines $(1) --device gpu --threads 2 --in-flight 4 \
-		--out bench/results/gpu-service-$(2).json && \
-	$(BIN)/python -m tritrack.bench.repeats events/samples build/gpu/pileup0 --first 3 --first 2 --engines $(1) \
-		--device gpu --out bench/results/gpu-repeats-$(2).json
-endef
+$(PLANS)/card.json: $(SCATTERED)/card.json | $(VENV)/gpu
+	$(BIN)/tritrack export --engine tensorrt --engines $(SCATTERED) --weights $(WEIGHTS) --events events/samples --out $(PLANS)
+
+KINDS := onnx tensorrt
+FOLDER_onnx := $(SCATTERED)
+FOLDER_tensorrt := $(PLANS)
+ON_GPU = --engines $(FOLDER_$*) --device gpu --out bench/results/gpu-$(1)-$*.json
+ALL_MEASURED := $(foreach kind,$(KINDS),$(MEASURED:%=bench-gpu-%-$(kind)))
+.PHONY: $(ALL_MEASURED)
+$(filter %-onnx,$(ALL_MEASURED)): need-engine gpu-inputs
+$(filter %-tensorrt,$(ALL_MEASURED)): need-engine gpu-inputs $(PLANS)/card.json
+
+$(KINDS:%=bench-gpu-stages-%): bench-gpu-stages-%:
+	$(BIN)/python -m tritrack.bench.gpu --engines $(FOLDER_$*) --out bench/results events/samples $(GPU_EVENTS)/pileup200
+
+$(KINDS:%=bench-gpu-packing-%): bench-gpu-packing-%:
+	$(BIN)/python -m tritrack.bench.packing $(GPU_EVENTS)/pileup0 $(call ON_GPU,packing) --seconds 30
+
+$(KINDS:%=bench-gpu-service-%): bench-gpu-service-%:
+	$(BIN)/python -m tritrack.bench.service $(GPU_EVENTS)/pileup200 $(call ON_GPU,service) --threads 2 --in-flight 4
+
+$(KINDS:%=bench-gpu-repeats-%): bench-gpu-repeats-%:
+	$(BIN)/python -m tritrack.bench.repeats events/samples $(GPU_EVENTS)/pileup0 $(call ON_GPU,repeats) --first 3 --first 2
 
 # All finders on the same events: of seeds that nothing is trained or chosen on. More events: COMPARE_40=40 COMPARE_200=12.
 COMPARE_40 := 4

@@ -193,6 +193,31 @@ def test_bench_gpu_without_an_engine_for_it_has_failed(tmp_path: Path) -> None:
     )
 
 
+def test_each_measurement_on_a_gpu_runs_whatever_the_others_do(tmp_path: Path) -> None:
+    """Events and engines that lie there are not made again."""
+    script = """
+case "$*" in
+    *find_gpu* | *cuda_is_there*) exit 0;;
+    *tensorrt*) exit 1;;
+esac
+echo "ran $1 $2"
+case "$*" in *bench.gpu* | *bench.service*) exit 1;; esac
+exit 0"""
+    venv, inputs = tmp_path / "venv", tmp_path / "inputs"
+    venv.mkdir()
+    made = ("pileup0/event000000023.parquet", "pileup200/event000000000.parquet", "engines/card.json")
+    for name in made:
+        (inputs / name).parent.mkdir(parents=True)
+        (inputs / name).touch()
+    folders = (f"GPU_EVENTS={inputs}", f"SCATTERED={inputs / 'engines'}")
+    run = make_with(venv, "bench-gpu", *folders, python=script)
+    assert run.returncode != 0
+    ran = re.findall(r"^ran -m tritrack\.bench\.(\w+)$", run.stdout, re.MULTILINE)
+    assert ran == ["gpu", "packing", "service", "repeats"]
+    assert run.stdout.count("ran ") == len(ran)
+    assert "make: TensorRT is not here, its engines are left out\n" in run.stdout
+
+
 def test_repository_is_written_for_an_image(
     run: Callable[..., Any], scattered_engines: Path, tmp_path: Path
 ) -> None:
