@@ -19,15 +19,15 @@ import numpy as np
 import torch
 import typer
 
-from tritrack.bench.machine import describe_machine, describe_versions
+from tritrack.bench.machine import describe_machine, describe_versions, gpu_for
 from tritrack.bench.stages import StageTime, device_functions, time_event
 from tritrack.events.files import replacing
 from tritrack.events.source import read_all
 from tritrack.export.gates import TRACK_TOLERANCE, share_of_other_tracks
-from tritrack.failures import UsageError, one_sentence
+from tritrack.failures import one_sentence
 from tritrack.stages.contract import GRAPH_STAGE, HITS
 from tritrack.stages.pipeline import Pipeline
-from tritrack.stages.plan_file import find_gpu, plan_file, read_facts
+from tritrack.stages.plan_file import plan_file, read_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -148,9 +148,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each event.")] = 20,
 ) -> None:
     """Time the chain with these engines, and the device's own stages, and write JSON."""
-    gpu = find_gpu()
-    if gpu is None or not torch.cuda.is_available():
-        raise UsageError("bench.gpu: there is no GPU here, or torch cannot use it")
+    gpu = gpu_for(engines, asked="bench.gpu")
     plan = engines / plan_file("gnn")
     facts = read_facts(plan) if plan.exists() else None
     here = Pipeline.load(engines, threads=threads)

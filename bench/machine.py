@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritrack.failures import UsageError
+from tritrack.stages.contract import GNN_STAGE
 from tritrack.stages.placement import find_device
-from tritrack.stages.plan_file import find_gpu
+from tritrack.stages.plan_file import find_gpu, plan_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,19 +26,44 @@ def describe_machine() -> dict[str, str | int]:
     return {"cpu": _processor(), "cores": len(os.sched_getaffinity(0))}
 
 
-def gpu_of(device: DeviceKind) -> Gpu | None:
-    """Return the GPU that a measurement for a device runs on, None for the processor.
+def gpu_of(device: DeviceKind, *, engines: Path) -> Gpu | None:
+    """Return the GPU that a measurement of engines for a device runs on, None for the processor.
 
     Raises
     ------
     UsageError
-        Where there is none, or torch, in whose memory the chain computes there, cannot use it.
+        See `gpu_for`.
     """
-    if device == "cpu":
-        return None
+    return None if device == "cpu" else gpu_for(engines, asked="--device gpu")
+
+
+def gpu_for(engines: Path, *, asked: str) -> Gpu:
+    """Return the GPU that engines run on.
+
+    Parameters
+    ----------
+    engines
+        Their folder.
+    asked
+        What asks for the GPU, in words.
+
+    Raises
+    ------
+    UsageError
+        Where there is none, or torch, in whose memory the chain computes there, cannot use it, or the networks would
+        run on the host.
+    """
     gpu = find_gpu()
     if gpu is None or find_device("GPU", 0) is None:
-        raise UsageError("--device gpu: there is no GPU here, or torch cannot use it")
+        raise UsageError(f"{asked}: there is no GPU here, or torch cannot use it")
+    if not (engines / plan_file(GNN_STAGE.name)).exists():
+        from tritrack.stages.engine import cuda_is_there  # here: a client has no ONNX Runtime
+
+        if not cuda_is_there():
+            raise UsageError(
+                f"{asked}: the networks of {engines} would run on the host: they are not TensorRT's, and this ONNX "
+                "Runtime has no CUDA (onnxruntime-gpu)"
+            )
     return gpu
 
 

@@ -166,7 +166,7 @@ def main(
     device: Annotated[DeviceKind, typer.Option(help="What the repository is rendered for.")] = "cpu",
 ) -> None:
     """Send sets of events to the ensemble and to the fused model, packed and not, and write JSON."""
-    gpu = gpu_of(device)
+    gpu = gpu_of(device, engines=engines)
     plan = engines / plan_file("gnn")
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
     rows: list[Row] = []

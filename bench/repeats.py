@@ -165,7 +165,7 @@ def main(
     device: Annotated[DeviceKind, typer.Option(help="Where the chain computes.")] = "cpu",
 ) -> None:
     """Run the chain on events again and again, count what changes, and write JSON."""
-    gpu = gpu_of(device)
+    gpu = gpu_of(device, engines=engines)
     sets = read_sets(events, first=first)
     chain = Pipeline.load(
         engines, threads=threads, working_point=working_point, device=find_device(device.upper(), 0)

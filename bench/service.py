@@ -408,7 +408,7 @@ def main(
     ] = "cpu",
 ) -> None:
     """Time sets of events in process and through a server, and write JSON."""
-    gpu = gpu_of(device)
+    gpu = gpu_of(device, engines=engines)
     card = read_card(engines)
     sets = read_sets(events, first=first)
     models = [ensemble_name(working_point, ensemble=model) for model in (ENSEMBLE, FUSED)]
