@@ -151,7 +151,9 @@ def test_a_tensor_that_had_no_room_on_the_gpu_is_refused(
         TrackFinder(running.url, working_point="fast", timeout=60.0, retries=0) as finder,
     ):
         assert finder.find(hits_of(1)).tolist() == [-1]  # no pairs: nothing that has no room
-        with pytest.raises(UnavailableError, match=r"filter_fast: .*EDGE_INDEX came by the host.* --in-flight"):
+        with pytest.raises(
+            UnavailableError, match=r"filter_fast: .*EDGE_INDEX came by the host.* --in-flight"
+        ):
             finder.find(hits_of(1200))
 
 
