@@ -17,7 +17,7 @@ from tritrack.events.event import Event, EventError, Measurements, Particles, Tr
 from tritrack.events.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -74,6 +74,8 @@ SCHEMA = pa.schema(
 
 REQUIRED = ("event_id", "x", "y", "z")
 """The columns that tracks are found from; of a file written elsewhere, any other may be missing."""
+
+_OF_TRUTH = frozenset(f.name for f in (*_TRUTH, _WEIGHT, *_PARTICLES))
 
 _FLOATS = [f.name for f in SCHEMA if pa.types.is_list(f.type) and f.type.value_type == _F4]
 
@@ -137,18 +139,20 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_numbers(path: Path) -> list[int]:
     """Read the numbers of a file's events alone (raises EventError as `read_events`)."""
     with _reading(path), pq.ParquetFile(path) as file:
-        _check_schema(file.schema_arrow, path)
+        _check_schema(file.schema_arrow, path, unwanted=_OF_TRUTH)
         numbers: list[int] = file.read(columns=["event_id"]).column("event_id").to_pylist()
         return numbers
 
 
-def read_events(path: Path) -> Iterator[Event]:
+def read_events(path: Path, *, truth: bool = True) -> Iterator[Event]:
     """Read the events of one Parquet file, one at a time.
 
     Parameters
     ----------
     path
         The file.
+    truth
+        Whether truth is wanted, where there is any; without, its columns are not looked at.
 
     Yields
     ------
@@ -161,7 +165,7 @@ def read_events(path: Path) -> Iterator[Event]:
         Where the file is missing, no Parquet, of another format, or holds an event that does not fit together.
     """
     with _reading(path), pq.ParquetFile(path) as file:
-        columns = _check_schema(file.schema_arrow, path)
+        columns = _check_schema(file.schema_arrow, path, unwanted=() if truth else _OF_TRUTH)
         for batch in file.iter_batches(batch_size=1, columns=columns):
             yield check_event(_event(batch, path), where=str(path))
 
@@ -176,8 +180,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise EventError(f"{path}: cannot be read as Parquet: {error}") from None
 
 
-def _check_schema(schema: pa.Schema, path: Path) -> list[str]:
-    """Return the format's columns that the file has."""
+def _check_schema(schema: pa.Schema, path: Path, *, unwanted: Collection[str]) -> list[str]:
+    """Return the format's columns that the file has, but for unwanted ones."""
     version = (schema.metadata or {}).get(_VERSION_KEY)
     if version is not None and version != FORMAT_VERSION.encode():
         raise EventError(
@@ -186,7 +190,7 @@ def _check_schema(schema: pa.Schema, path: Path) -> list[str]:
     missing = [name for name in REQUIRED if name not in schema.names]
     if missing:
         raise EventError(f"{path}: columns are missing: {', '.join(missing)}")
-    present = [field for field in SCHEMA if field.name in schema.names]
+    present = [field for field in SCHEMA if field.name in schema.names and field.name not in unwanted]
     for field in present:
         found = schema.field(field.name).type
         is_list = pa.types.is_list(field.type)

@@ -50,13 +50,15 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def read_all(paths: Iterable[Path]) -> Iterator[Event]:
+def read_all(paths: Iterable[Path], *, truth: bool = True) -> Iterator[Event]:
     """Read events one at a time.
 
     Parameters
     ----------
     paths
         See `find_files`.
+    truth
+        Whether truth is wanted, where there is any: tracks are found without, and what is wrong with it is no matter.
 
     Yields
     ------
@@ -70,9 +72,9 @@ def read_all(paths: Iterable[Path]) -> Iterator[Event]:
     """
     for file in find_files(paths):
         if is_hits_file(file):
-            yield read_trackml(file)
+            yield read_trackml(file, truth=truth)
         else:
-            yield from read_events(file)
+            yield from read_events(file, truth=truth)
 
 
 def check_numbers(paths: Iterable[Path]) -> list[int]:

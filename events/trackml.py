@@ -57,18 +57,20 @@ def hits_file_number(path: Path) -> int:
     return int(name[1])
 
 
-def read_trackml(path: Path) -> Event:
+def read_trackml(path: Path, *, truth: bool = True) -> Event:
     """Read one event.
 
     Parameters
     ----------
     path
         The hits file, ``eventNNN-hits.csv`` or ``.csv.gz``.
+    truth
+        Whether truth is wanted, where it lies beside the hits.
 
     Returns
     -------
     Event
-        Without truth where no truth file lies beside the hits. The order of a particle's hits is the distance
+        Without truth where no truth file lies beside the hits, or none is wanted. The order of a particle's hits is the distance
         of their true positions from its production vertex, in mm.
 
     Raises
@@ -79,7 +81,7 @@ def read_trackml(path: Path) -> Event:
     """
     event_id = hits_file_number(path)
     hits = _read(path, _HITS)
-    truth_path = _beside(path, "truth")
+    truth_path = _beside(path, "truth") if truth else None
     event = Event(
         event_id=event_id,
         hits=_stack(hits, "x", "y", "z"),

@@ -123,7 +123,7 @@ def find(
     _check_files(out, fitted)
     numbers = check_numbers(events)
     rules, timeout = rules or Path("weights/rules"), timeout or 60.0
-    source, sent = itertools.tee(read_all(events))
+    source, sent = itertools.tee(read_all(events, truth=False))
     with contextlib.ExitStack() as stack:
         fit = None
         if fitted is not None:

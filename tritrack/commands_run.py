@@ -139,7 +139,7 @@ def load(
     from tritrack.bench.result import write_result
     from tritrack.events.source import read_all
 
-    hits = [event.hits for event in read_all(events)]
+    hits = [event.hits for event in read_all(events, truth=False)]
     if perf_analyzer is not None:
         write_input(hits, perf_analyzer)
         console.print(f"{perf_analyzer}: written, {len(hits)} events", markup=False)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tritrack.events.event import EventError
@@ -80,3 +82,21 @@ def test_an_event_both_plain_and_compressed_is_refused(tmp_path):
     _trackml(tmp_path, 3, compressed=True)
     with pytest.raises(EventError, match=r"event000000003-hits\.csv lies there both plain and compressed"):
         find_files([tmp_path])
+
+
+def test_truth_that_is_not_wanted_is_not_looked_at(tmp_path, make_event):
+    table = tmp_path / "event000000007.parquet"
+    write_event(make_event(), table)
+    whole = pq.read_table(table)
+    place = whole.column_names.index("particle_id")
+    pq.write_table(whole.set_column(place, "particle_id", pa.array(["?"])), table)
+    csv = tmp_path / "event000000008-hits.csv"
+    csv.write_text("hit_id,x,y,z,volume_id,layer_id,module_id\n1,30,0,10,8,2,11\n")
+    csv.with_name("event000000008-truth.csv").write_text("no truth\n")
+    for path in (table, csv):
+        with pytest.raises(EventError):
+            list(read_all([path]))
+        assert check_numbers([path]) in ([7], [8])
+        (event,) = read_all([path], truth=False)
+        assert event.truth is None
+        assert event.n_hits > 0
