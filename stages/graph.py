@@ -210,8 +210,7 @@ def _neighbours(
     for hit in range(begin, end):
         n_near = 0
         for i in range(first.shape[0]):
-            start = first[i, hit]
-            n = max(last[i, hit] - start, 0)
+            start, n = first[i, hit], max(last[i, hit] - first[i, hit], 0)
             # One loop for some axes: it compiles to vectors.
             for there in range(n):
                 squared[there] = np.float32(0.0)
@@ -236,9 +235,8 @@ def _neighbours(
             more = np.empty((2, 2 * found.shape[1] + n_pairs), dtype=np.int32)
             more[:, :count] = found[:, :count]
             found = more
-        a = order[hit]
         for other in near[:n_pairs]:
-            b = order[other]
+            a, b = order[hit], order[other]
             inner = is_inner(distance[hit], a, distance[other], b)
             found[0, count] = a if inner else b
             found[1, count] = b if inner else a
